@@ -1,0 +1,210 @@
+"""What every method that prunes before the LLM shares: budget, checks, and how it goes onto a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..tokens import Keep, View, VisualTokens, check_keep, kept_count
+
+if TYPE_CHECKING:
+    from ..attach import Run
+
+Scope = Literal["view", "image"]
+Positions = Literal["original", "contiguous"]
+
+
+class NonFiniteFeatures(ValueError):
+    """The features of an image contain NaN or Inf, so no ranking of its tokens means anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a method kept.
+
+    Args:
+        kept: int64 [K], sorted unique rows of the whole `VisualTokens`, fixed rows included.
+        scores: float32 [N], NaN on fixed rows; None for methods without scores.
+        edge_share: float32 [n_views], share of all pairs of distinct tokens of a view that are edges;
+            None for methods without a graph. With scope="image" an image is one view.
+        isolated_share: float32 [n_views], share of the tokens of a view whose only edge is their own.
+    """
+
+    kept: Tensor
+    scores: Tensor | None = None
+    edge_share: Tensor | None = None
+    isolated_share: Tensor | None = None
+
+
+@dataclass
+class Pruner(ABC):
+    """A method with its settings; called on a model it attaches: `with GPrune(keep=0.3)(model) as run: ...`.
+
+    Args:
+        keep: float in (0, 1], the ratio of tokens kept in every view, or int >= 1, the tokens kept per image.
+        scope: "view" ranks the views of an image apart, as the paper does; "image" ranks all its tokens
+            together.
+        positions: "original" leaves gaps in the position ids where tokens were dropped, as the paper does;
+            "contiguous" renumbers what is left.
+
+    Raises:
+        TypeError, ValueError: an argument is not one of the values above.
+    """
+
+    keep: Keep = 0.3
+    _: KW_ONLY
+    scope: Scope = "view"
+    positions: Positions = "original"
+
+    name: ClassVar[str]
+    """Name on the command line and in tables: the class's own in lower case."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__name__.lower()
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        check_choice("scope", self.scope, get_args(Scope))
+        check_choice("positions", self.positions, get_args(Positions))
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens | Tensor) -> Selection:
+        """Choose the tokens to keep; no model needed.
+
+        Args:
+            tokens: the visual tokens of one image or a batch, or floating [N, d]: one image, one view.
+
+        Returns:
+            Exactly `kept_count` rows of every view, and all fixed rows.
+
+        Raises:
+            NonFiniteFeatures: some features are NaN or Inf; names the image.
+            TypeError, ValueError: features are not floating point or not 2-D.
+        """
+        if isinstance(tokens, Tensor):
+            tokens = VisualTokens.of(tokens)
+        _check_finite(tokens)
+        if self.scope == "image":
+            tokens = tokens.per_image()
+        return self._select(tokens, self._budget(tokens))
+
+    def attach(self, model: Any) -> Run:
+        """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.
+
+        Raises:
+            UnsupportedModel: the model is not of a family that gprune can prune; names those it can.
+        """
+        from ..attach import attach
+
+        return attach(self, model)
+
+    def __call__(self, model: Any) -> Run:
+        return self.attach(model)
+
+    def warning(self, selection: Selection) -> str | None:
+        """What a user should hear about a selection that means little, or None."""
+        return None
+
+    @abstractmethod
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        """Keep counts[i] tokens of tokens.views[i]."""
+
+    def _budget(self, tokens: VisualTokens) -> list[int]:
+        counts = [0] * len(tokens.views)
+        for image in range(len(tokens.sizes)):
+            indices = [i for i, view in enumerate(tokens.views) if view.image == image]
+            for i, k in zip(
+                indices, kept_count([len(tokens.views[i]) for i in indices], self.keep), strict=True
+            ):
+                counts[i] = k
+        return counts
+
+
+@dataclass
+class ScorePruner(Pruner):
+    """A method that scores every token and keeps the highest of each view; ties go to the lower index."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Score every token: real [N], higher is kept first; what it says of fixed rows is ignored."""
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        return keep_top(self.score(tokens), tokens, counts)
+
+
+@dataclass
+class SetPruner(Pruner):
+    """A method that chooses a set of tokens without scoring each."""
+
+    @abstractmethod
+    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
+        """Choose k >= 1 distinct rows of `view`: int64 [k], indices into `tokens.features`, in any order."""
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        mask = tokens.fixed
+        for view, k in zip(tokens.views, counts, strict=True):
+            if k == 0:
+                continue
+            rows = self.choose(tokens, view, k)
+            if len(rows.unique()) != k or len(rows) != k or not torch.isin(rows, view.rows).all():
+                raise ValueError(
+                    f"{type(self).__name__}.choose returned rows {rows.tolist()} for a view of "
+                    f"{len(view)} tokens; accepted are exactly k={k} distinct entries of view.rows; "
+                    f"index view.rows to get them"
+                )
+            mask[rows] = True
+        return Selection(mask.nonzero().squeeze(1))
+
+
+def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+    """Keep the counts[i] tokens of tokens.views[i] with the highest scores [N]; ties go to the lower index.
+
+    Raises:
+        ValueError: not one score per token, or a score is NaN or Inf.
+    """
+    mask = tokens.fixed
+    if scores.shape != mask.shape:
+        raise ValueError(
+            f"scores have shape {tuple(scores.shape)} for {len(mask)} tokens; accepted is one score per row "
+            f"of tokens.features, [N]; reduce over the feature dimension"
+        )
+    scores = scores.float().masked_fill(mask, torch.nan)
+    if not scores[~mask].isfinite().all():
+        raise ValueError(
+            "some scores are NaN or Inf although the features are finite; accepted are finite scores; "
+            "look for a division by zero, or for features too large to square in float32"
+        )
+    for view, k in zip(tokens.views, counts, strict=True):
+        best = scores[view.rows].sort(descending=True, stable=True).indices[:k]
+        mask[view.rows[best]] = True
+    return Selection(mask.nonzero().squeeze(1), scores)
+
+
+def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
+    """Raise ValueError unless the argument called `name` is one of the `accepted` words."""
+    if value not in accepted:
+        choices = " or ".join(f'"{word}"' for word in accepted)
+        raise ValueError(
+            f'{name}={value!r} is unknown; {name} is {choices}; leave it out for "{accepted[0]}"'
+        )
+
+
+def _check_finite(tokens: VisualTokens) -> None:
+    finite = tokens.features.isfinite().all(dim=-1)
+    if finite.all():
+        return
+    for image, (size, end) in enumerate(zip(tokens.sizes, accumulate(tokens.sizes), strict=True)):
+        bad = int((~finite[end - size : end]).sum())
+        if bad:
+            raise NonFiniteFeatures(
+                f"image {image} (of {len(tokens.sizes)}, counted from 0): {bad} of its {size} visual tokens "
+                f"contain NaN or Inf; features must be finite; if the model runs in float16, load it in "
+                f"bfloat16 or float32"
+            )

@@ -1,0 +1,130 @@
+"""G-Prune: keep the tokens that represent the most others."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ..graph import Init, representativeness
+from ..tokens import View, VisualTokens
+from .base import ScorePruner, Selection, check_choice, keep_top
+
+PAIRS_AT_ONCE = 2**25
+"""Token pairs per batched call: 128 MiB of float32 similarities. One view is never split."""
+
+DEGENERATE_SHARE = 0.95
+
+
+@dataclass
+class GPrune(ScorePruner):
+    """Keep the tokens with the largest S(t) / D over their view's cosine graph (arXiv 2501.02268, Eq. 1-6).
+
+    Args:
+        keep, scope, positions: see `Pruner`.
+        similarity: cosine similarity from which two tokens are joined, in [-1, 1]; the paper's s.
+        iterations: propagation steps >= 0; the paper's t. With 0 the score is S(0) / D.
+        temperature: softmax temperature > 0 (not named in the paper; 0.03 in its released code).
+        init: "norm" starts from the L2 norms (Eq. 2), "ones" from ones (the paper's Table 2, graph only).
+
+    Raises:
+        TypeError, ValueError: an argument is not one of the values above.
+    """
+
+    similarity: float = 0.5
+    iterations: int = 5
+    temperature: float = 0.03
+    init: Init = "norm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("similarity", self.similarity, "a cosine in [-1, 1]", 0.5)
+        if not -1 <= self.similarity <= 1:
+            raise ValueError(
+                f"similarity={self.similarity} is no cosine; accepted is [-1, 1]; the paper uses 0.5"
+            )
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int):
+            kind = type(self.iterations).__name__
+            raise TypeError(
+                f"iterations={self.iterations!r} is a {kind}; accepted is an int >= 0; the paper uses 5"
+            )
+        if self.iterations < 0:
+            raise ValueError(
+                f"iterations={self.iterations} is negative; accepted is an int >= 0; the paper uses 5"
+            )
+        _check_number("temperature", self.temperature, "a number > 0", 0.03)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03"
+            )
+        check_choice("init", self.init, get_args(Init))
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """S(t) / D of every token (Eq. 5): float32 [N], NaN on fixed rows."""
+        return self._graph(tokens)[0]
+
+    def warning(self, selection: Selection) -> str | None:
+        """Say so when the graph, averaged over the views, is nearly complete or nearly empty."""
+        if selection.edge_share is None or selection.isolated_share is None or not len(selection.edge_share):
+            return None
+        edges, isolated = selection.edge_share.mean().item(), selection.isolated_share.mean().item()
+        if edges > DEGENERATE_SHARE:
+            finding = f"{edges:.1%} of all pairs of visual tokens are edges"
+            remedy = f"raise it, for example to {(self.similarity + 1) / 2:.3g}"
+        elif isolated > DEGENERATE_SHARE:
+            finding = f"{isolated:.1%} of the visual tokens have no edge but their own"
+            remedy = f"lower it, for example to {self.similarity / 2:.3g}"
+        else:
+            return None
+        return (
+            f"{finding} at similarity={self.similarity}, so the graph says little about which tokens to "
+            f"keep; {remedy}, until the share of edges lies well between none and all"
+        )
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        scores, edge_share, isolated_share = self._graph(tokens)
+        return replace(keep_top(scores, tokens, counts), edge_share=edge_share, isolated_share=isolated_share)
+
+    def _graph(self, tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [N], and per view the share of pairs that are edges and the share of isolated tokens.
+
+        A view without pairs (0 or 1 tokens) has share 0 of both: there is nothing to be degenerate.
+        """
+        features = tokens.features
+        scores = features.new_full((features.shape[0],), torch.nan, dtype=torch.float32)
+        edge_share = scores.new_zeros(len(tokens.views))
+        isolated_share = edge_share.clone()
+        for indices in _batches(tokens.views):
+            rows = torch.stack([tokens.views[i].rows for i in indices])
+            scores[rows], degrees = representativeness(
+                features[rows], self.similarity, self.iterations, self.temperature, self.init
+            )
+            size = rows.shape[1]
+            if size > 1:
+                edge_share[indices] = (degrees - 1).sum(-1).float() / (size * (size - 1))
+                isolated_share[indices] = (degrees == 1).float().mean(-1)
+        return scores, edge_share, isolated_share
+
+
+def _batches(views: Sequence[View]) -> Iterator[list[int]]:
+    """Indices of views of equal size, so many at a time that their similarities fit in `PAIRS_AT_ONCE`."""
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for i, view in enumerate(views):
+        by_size[len(view)].append(i)
+    for size, indices in by_size.items():
+        step = max(1, PAIRS_AT_ONCE // max(1, size * size))
+        for start in range(0, len(indices), step):
+            yield indices[start : start + step]
+
+
+def _check_number(name: str, value: object, accepted: str, default: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; accepted is {accepted}; "
+            f"leave it out for {default}"
+        )

@@ -1,0 +1,47 @@
+"""Random pruning: the baseline every method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tokens import VisualTokens
+from .base import ScorePruner
+
+
+@dataclass
+class Random(ScorePruner):
+    """Keep tokens drawn uniformly at random (baseline of the paper's Table 1).
+
+    The draw depends on the seed and the image's number of tokens alone, not on its place in a batch, on the
+    device or on earlier calls: images of equal size keep the same places, so average over several seeds. A
+    larger ratio keeps all that a smaller one does.
+
+    Args:
+        keep, scope, positions: see `Pruner`.
+        seed: int in [0, 2**63).
+
+    Raises:
+        TypeError, ValueError: an argument is not one of the values above.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            kind = type(self.seed).__name__
+            raise TypeError(
+                f"seed={self.seed!r} is a {kind}; accepted is an int in [0, 2**63); leave it out for 0"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(
+                f"seed={self.seed} is out of range; accepted is an int in [0, 2**63); leave it out for 0"
+            )
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """A random order of each image's tokens: float32 [N]."""
+        draws = [torch.rand(n, generator=torch.Generator().manual_seed(self.seed)) for n in tokens.sizes]
+        return torch.cat(draws).to(tokens.features.device)

@@ -1,0 +1,180 @@
+"""Visual tokens, the views they come from, and the budget that says how many of them are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import overload
+
+import torch
+from torch import Tensor
+
+Keep = float | int
+"""A ratio in (0, 1] as a float, or tokens per image as an int: `1.0` is every token, `1` is one token."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Tokens that are ranked and budgeted together: a base view, a high-resolution grid, a tile, a frame.
+
+    Args:
+        rows: int64 [n], ascending rows of `VisualTokens.features`, on the same device.
+        grid: (rows, columns) of the view with rows * columns == n, in row-major order; None when unknown.
+        image: index of the image, within the `VisualTokens`, that the view belongs to.
+
+    Raises:
+        ValueError: `grid` does not hold exactly the view's tokens.
+    """
+
+    rows: Tensor
+    grid: tuple[int, int] | None = None
+    image: int = 0
+
+    def __post_init__(self) -> None:
+        if self.grid is not None and math.prod(self.grid) != len(self):
+            raise ValueError(
+                f"grid={self.grid} holds {math.prod(self.grid)} tokens but the view has {len(self)}; "
+                f"rows * columns must equal the number of tokens; pass grid=None if the layout is unknown"
+            )
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """The visual tokens of one image, or of several concatenated, as the LLM would receive them.
+
+    Rows that are in no view are *fixed* (newline rows): always kept, and not counted in the budget.
+
+    Args:
+        features: floating [N, d], after the projector, in the LLM's embedding space.
+        views: the disjoint sets of rows that are ranked and budgeted together.
+        sizes: tokens per image, sum N; image i owns a contiguous block of rows, in order.
+
+    Raises:
+        TypeError: features are not floating point.
+        ValueError: features are not 2-D, or `sizes` does not add up to N.
+    """
+
+    features: Tensor
+    views: tuple[View, ...]
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_features(self.features)
+        if sum(self.sizes) != self.features.shape[0]:
+            raise ValueError(
+                f"sizes={self.sizes} adds up to {sum(self.sizes)} tokens but features has "
+                f"{self.features.shape[0]} rows; give the number of tokens of every image, fixed rows too"
+            )
+
+    @classmethod
+    def of(cls, features: Tensor, grid: tuple[int, int] | None = None) -> VisualTokens:
+        """One image seen as one view: features floating [N, d], all rows prunable."""
+        _check_features(features)
+        count = features.shape[0]
+        return cls(features, (View(torch.arange(count, device=features.device), grid),), (count,))
+
+    @classmethod
+    def cat(cls, images: Sequence[VisualTokens]) -> VisualTokens:
+        """Concatenate images into a batch: at least one, of equal width d, dtype and device."""
+        first_row = accumulate((len(tokens.features) for tokens in images), initial=0)
+        first_image = accumulate((len(tokens.sizes) for tokens in images), initial=0)
+        views = tuple(
+            replace(view, rows=view.rows + row, image=view.image + image)
+            for tokens, row, image in zip(images, first_row, first_image, strict=False)
+            for view in tokens.views
+        )
+        sizes = tuple(size for tokens in images for size in tokens.sizes)
+        return cls(torch.cat([tokens.features for tokens in images]), views, sizes)
+
+    @property
+    def fixed(self) -> Tensor:
+        """bool [N]: rows that are in no view, and so always kept."""
+        fixed = torch.ones(self.features.shape[0], dtype=torch.bool, device=self.features.device)
+        for view in self.views:
+            fixed[view.rows] = False
+        return fixed
+
+    def per_image(self) -> VisualTokens:
+        """The same tokens with each image's views merged into one, without a grid unless it was alone."""
+        merged = []
+        for image in range(len(self.sizes)):
+            views = [view for view in self.views if view.image == image]
+            if len(views) > 1:
+                views = [View(torch.cat([view.rows for view in views]).sort().values, image=image)]
+            merged += views
+        return replace(self, views=tuple(merged))
+
+
+def check_keep(keep: Keep) -> None:
+    """Raise TypeError or ValueError unless `keep` is a float in (0, 1] or an int of at least 1."""
+    accepted = "a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image"
+    if isinstance(keep, bool) or not isinstance(keep, (float, int)):
+        raise TypeError(
+            f"keep={keep!r} is a {type(keep).__name__}; {accepted}; pass for example keep=0.3 or keep=128"
+        )
+    if isinstance(keep, int) and keep < 1:
+        raise ValueError(f"keep={keep} keeps no token; {accepted}; pass keep=1 or more")
+    if isinstance(keep, float) and not 0 < keep <= 1:
+        hint = f"keep={int(keep)}" if keep > 1 and keep.is_integer() else "for example keep=0.3"
+        raise ValueError(f"keep={keep} is not a ratio; {accepted}; pass {hint}")
+
+
+@overload
+def kept_count(n: int, keep: Keep) -> int: ...
+@overload
+def kept_count(n: Sequence[int], keep: Keep) -> list[int]: ...
+def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
+    """Number of tokens to keep: the only place that turns a budget into k.
+
+    A ratio applies to each view: `max(1, floor(n * keep + 1e-6))`. A count applies to the image and is
+    shared over its views in proportion to their sizes (largest remainder; ties to the earlier view), exact in
+    sum and at most all. An empty view keeps 0.
+
+    Args:
+        n: tokens of one view, or of each view of *one image*; fixed rows are not counted.
+        keep: ratio (float) or tokens per image (int).
+
+    Returns:
+        k of the view, or k of each view in the order given.
+
+    Raises:
+        TypeError, ValueError: `keep` is neither a ratio nor a count, or a view has a negative size.
+
+    Source: the released code of arXiv 2501.02268 takes int(keep * n) per view; the 1e-6 makes 0.7 * 10 be 7.
+    """
+    check_keep(keep)
+    if isinstance(n, int):
+        return kept_count([n], keep)[0]
+    if any(size < 0 for size in n):
+        raise ValueError(
+            f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts"
+        )
+    if isinstance(keep, float):
+        return [max(1, math.floor(size * keep + 1e-6)) if size else 0 for size in n]
+    total = sum(n)
+    if total == 0:
+        return [0] * len(n)
+    shares = [divmod(min(keep, total) * size, total) for size in n]
+    counts = [whole for whole, _ in shares]
+    by_remainder = sorted(range(len(n)), key=lambda i: -shares[i][1])
+    for i in by_remainder[: min(keep, total) - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _check_features(features: Tensor) -> None:
+    if features.ndim != 2:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)}; visual tokens are a 2-D tensor [N, d]; "
+            f"for a batch of images build one VisualTokens per image and join them with VisualTokens.cat"
+        )
+    if not features.is_floating_point():
+        raise TypeError(
+            f"features has dtype {features.dtype}; visual tokens are floating point (after the projector); "
+            f"pass features.float() if the numbers are right"
+        )

@@ -1,0 +1,463 @@
+"""The methods: what they keep, and what all of them promise."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import gprune
+from gprune import (
+    PRUNERS,
+    GPrune,
+    L2Norm,
+    NonFiniteFeatures,
+    Pruner,
+    Random,
+    ScorePruner,
+    SetPruner,
+    Uniform,
+    View,
+    VisualTokens,
+    get_pruner,
+    kept_count,
+)
+from gprune.graph import representativeness
+from gprune.pruners import gprune as gprune_module
+
+METHODS = [GPrune, Random, Uniform, L2Norm]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
+
+
+def image(sizes: list[int], fixed: int = 1, seed: int = 0) -> VisualTokens:
+    """One image with a view of each size, each followed by `fixed` fixed rows."""
+    starts = [sum(sizes[:i]) + fixed * i for i in range(len(sizes))]
+    views = tuple(View(torch.arange(start, start + size)) for start, size in zip(starts, sizes, strict=True))
+    count = sum(sizes) + fixed * len(sizes)
+    return VisualTokens(features(count, seed=seed), views, (count,))
+
+
+def kept_per_view(kept: Tensor, tokens: VisualTokens) -> list[int]:
+    return [int(torch.isin(view.rows, kept).sum()) for view in tokens.views]
+
+
+def scores_of(pruner: Pruner, tokens: VisualTokens | Tensor) -> Tensor:
+    scores = pruner.select(tokens).scores
+    assert scores is not None
+    return scores
+
+
+# --- what every method promises ---
+
+images = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), min_size=1, max_size=3)
+keeps = st.one_of(st.floats(0, 1, exclude_min=True), st.integers(1, 40))
+
+
+@settings(max_examples=40, deadline=None)
+@given(images, keeps, st.sampled_from(METHODS), st.integers(0, 2))
+def test_exactly_k_sorted_rows_of_every_view_and_all_fixed_rows(sizes, keep, method, fixed):
+    tokens = VisualTokens.cat([image(views, fixed, seed) for seed, views in enumerate(sizes)])
+    kept = method(keep).select(tokens).kept
+    assert kept.dtype == torch.int64
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert kept_per_view(kept, tokens) == [k for views in sizes for k in kept_count(views, keep)]
+    assert torch.isin(tokens.fixed.nonzero(), kept).all()
+
+
+@every_method
+@pytest.mark.parametrize("keep", [1.0, 30, 1000])
+@pytest.mark.parametrize("scope", ["view", "image"])
+def test_the_whole_budget_keeps_every_token(method, keep, scope):
+    tokens = image([20, 10])
+    assert method(keep, scope=scope).select(tokens).kept.tolist() == list(range(32))
+
+
+@every_method
+@pytest.mark.parametrize("keep", [0.3, 7])
+@pytest.mark.parametrize("scope", ["view", "image"])
+def test_a_batch_keeps_what_its_images_keep_alone(method, keep, scope):
+    alone = [image([16, 24], seed=1), image([16], seed=2), image([9, 16, 1], seed=3), image([16, 24], seed=4)]
+    batch = VisualTokens.cat(alone)
+    pruner = method(keep, scope=scope)
+    selection = pruner.select(batch)
+    start = 0
+    for tokens in alone:
+        own = pruner.select(tokens)
+        stop = start + len(tokens.features)
+        kept = selection.kept[(selection.kept >= start) & (selection.kept < stop)] - start
+        assert torch.equal(kept, own.kept)
+        if own.scores is not None:
+            torch.testing.assert_close(
+                selection.scores[start:stop], own.scores, rtol=1e-6, atol=0, equal_nan=True
+            )
+        start = stop
+
+
+@every_method
+def test_selecting_again_keeps_the_same(method):
+    pruner, tokens = method(0.4), image([16, 24])
+    assert torch.equal(pruner.select(tokens).kept, pruner.select(tokens).kept)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_keep_what_their_float32_values_keep(method, dtype):
+    low = features(50).to(dtype)
+    half, full = method(0.3).select(low), method(0.3).select(low.float())
+    assert torch.equal(half.kept, full.kept)
+    if half.scores is not None:
+        assert half.scores.dtype == torch.float32
+        assert torch.equal(half.scores, full.scores)
+
+
+@every_method
+def test_scores_are_nan_on_fixed_rows_only(method):
+    tokens = image([6, 5], fixed=2)
+    scores = method(0.5).select(tokens).scores
+    if method is Uniform:
+        assert scores is None
+    else:
+        assert torch.equal(scores.isnan(), tokens.fixed)
+
+
+@every_method
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_name_the_image(method, bad):
+    images = [image([4]), image([6, 3]), image([5])]
+    images[1].features[2, 0] = bad
+    images[1].features[7, 3] = bad
+    message = "image 1 (of 3, counted from 0): 2 of its 11 visual tokens contain NaN or Inf"
+    with pytest.raises(NonFiniteFeatures, match=re.escape(message)):
+        method(0.5).select(VisualTokens.cat(images))
+
+
+@every_method
+def test_an_image_without_prunable_tokens_keeps_its_fixed_rows(method):
+    tokens = VisualTokens(torch.ones(3, 2), (), (3,))
+    assert method(0.5).select(tokens).kept.tolist() == [0, 1, 2]
+    assert method(0.5).select(torch.zeros(0, 4)).kept.tolist() == []
+
+
+@every_method
+def test_features_that_require_grad_are_selected_from(method):
+    assert len(method(0.5).select(features(10).requires_grad_()).kept) == 5
+
+
+@every_method
+def test_features_that_are_no_token_matrix_are_refused(method):
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 2\).*VisualTokens.cat"):
+        method(0.5).select(torch.zeros(1, 4, 2))
+    with pytest.raises(TypeError, match=r"torch.int64.*floating"):
+        method(0.5).select(torch.zeros(4, 2, dtype=torch.int64))
+
+
+# --- arguments ---
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"keep": 0}, ValueError, "keep=0"),
+        ({"keep": 1.5}, ValueError, "keep=1.5"),
+        ({"keep": True}, TypeError, "keep=True"),
+        ({"scope": "tile"}, ValueError, 'scope=\'tile\' is unknown; scope is "view" or "image"'),
+        (
+            {"positions": "gap"},
+            ValueError,
+            'positions=\'gap\' is unknown; positions is "original" or "contiguous"',
+        ),
+    ],
+)
+def test_bad_shared_arguments_are_refused_at_construction(method, arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        method(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "error", "message"),
+    [
+        (GPrune, {"similarity": 1.1}, ValueError, "similarity=1.1.*[-1, 1].*0.5"),
+        (GPrune, {"similarity": math.nan}, ValueError, "similarity=nan.*[-1, 1].*0.5"),
+        (GPrune, {"similarity": "0.5"}, TypeError, "similarity='0.5' is a str.*[-1, 1].*0.5"),
+        (GPrune, {"iterations": -1}, ValueError, "iterations=-1.*>= 0.*5"),
+        (GPrune, {"iterations": 2.0}, TypeError, "iterations=2.0 is a float.*>= 0.*5"),
+        (GPrune, {"iterations": True}, TypeError, "iterations=True is a bool.*>= 0.*5"),
+        (GPrune, {"temperature": 0}, ValueError, "temperature=0.*> 0.*0.03"),
+        (GPrune, {"temperature": math.inf}, ValueError, "temperature=inf.*finite.*0.03"),
+        (GPrune, {"temperature": None}, TypeError, "temperature=None is a NoneType.*> 0.*0.03"),
+        (GPrune, {"init": "zeros"}, ValueError, 'init=\'zeros\' is unknown.*"norm" or "ones".*norm'),
+        (Random, {"seed": -1}, ValueError, "seed=-1.*[0, 2**63).*0"),
+        (Random, {"seed": 2**63}, ValueError, "out of range.*[0, 2**63).*0"),
+        (Random, {"seed": 1.0}, TypeError, "seed=1.0 is a float.*[0, 2**63).*0"),
+    ],
+)
+def test_bad_arguments_of_a_method_are_refused_at_construction(method, arguments, error, message):
+    with pytest.raises(error, match=".*".join(re.escape(part) for part in message.split(".*"))):
+        method(**arguments)
+
+
+def test_methods_are_found_by_name():
+    assert {name: get_pruner(name) for name in ("gprune", "random", "uniform", "l2norm")} == PRUNERS
+    with pytest.raises(ValueError, match="'g-prune' is unknown; methods are gprune, random, uniform, l2norm"):
+        get_pruner("g-prune")
+
+
+# --- writing a method ---
+
+
+@dataclass
+class Last(ScorePruner):
+    def score(self, tokens):
+        return torch.arange(len(tokens.features))
+
+
+@dataclass
+class Broken(SetPruner):
+    rows: tuple[int, ...] = ()
+
+    def choose(self, tokens, view, k):
+        return torch.tensor(self.rows)
+
+
+def test_a_new_method_is_one_class_with_one_line():
+    assert Last.name == "last"
+    assert Last(0.3).select(features(10)).kept.tolist() == [7, 8, 9]
+    assert Last(3).select(image([4, 2])).kept.tolist() == [2, 3, 4, 6, 7]
+
+
+def test_equal_scores_go_to_the_lower_index():
+    class Parity(ScorePruner):
+        def score(self, tokens):
+            return torch.arange(len(tokens.features)) % 2
+
+    assert Parity(0.3).select(features(200)).kept.tolist() == list(range(1, 120, 2))
+    assert Parity(0.6).select(features(200)).kept.tolist() == sorted([*range(1, 200, 2), *range(0, 40, 2)])
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (0, 1, 1), (0, 1, 2, 3), (0, 1, 5)])
+def test_a_set_that_is_not_k_rows_of_the_view_is_refused(rows):
+    with pytest.raises(ValueError, match=r"Broken.choose returned rows .* view of 4 tokens.*k=3 distinct"):
+        Broken(3, rows).select(VisualTokens(features(6), (View(torch.arange(4)),), (6,)))
+
+
+def test_scores_that_rank_nothing_are_refused():
+    class PerFeature(ScorePruner):
+        def score(self, tokens):
+            return tokens.features
+
+    class NotANumber(ScorePruner):
+        def score(self, tokens):
+            return tokens.features.norm(dim=-1) / 0 * 0
+
+    with pytest.raises(ValueError, match=r"shape \(6, 8\) for 6 tokens"):
+        PerFeature(0.5).select(features(6))
+    with pytest.raises(ValueError, match="scores are NaN or Inf"):
+        NotANumber(0.5).select(features(6))
+    with pytest.raises(ValueError, match="too large to square in float32"):
+        GPrune(0.5).select(features(6) * 1e30)
+
+
+# --- GPrune ---
+
+
+def test_gprune_keeps_the_most_representative_tokens_of_every_view():
+    tokens = image([16, 24, 16])
+    selection, all_scores = GPrune(0.25).select(tokens), scores_of(GPrune(0.25), tokens)
+    expected = tokens.fixed.nonzero().flatten().tolist()
+    for view in tokens.views:
+        scores = representativeness(tokens.features[view.rows][None])[0][0]
+        torch.testing.assert_close(all_scores[view.rows], scores, rtol=1e-6, atol=0)
+        expected += view.rows[scores.topk(len(view) // 4).indices].tolist()
+    assert selection.kept.tolist() == sorted(expected)
+
+
+def test_gprune_passes_its_settings_on():
+    tokens = features(40)
+    scores = scores_of(GPrune(0.5, similarity=0.7, iterations=2, temperature=0.1, init="ones"), tokens)
+    expected, _ = representativeness(tokens[None], 0.7, 2, 0.1, "ones")
+    assert torch.equal(scores, expected[0])
+    assert not torch.equal(scores, scores_of(GPrune(0.5), tokens))
+
+
+def test_views_exchange_nothing_unless_the_scope_is_the_image():
+    tokens = image([16, 24])
+    changed = VisualTokens(tokens.features.clone(), tokens.views, tokens.sizes)
+    changed.features[changed.views[1].rows] += 1.0
+    first = tokens.views[0].rows
+    before, after = (scores_of(GPrune(0.5), each)[first] for each in (tokens, changed))
+    torch.testing.assert_close(before, after, rtol=1e-6, atol=0)
+    before, after = (scores_of(GPrune(0.5, scope="image"), each)[first] for each in (tokens, changed))
+    assert not torch.allclose(before, after, rtol=1e-3)
+
+
+def test_the_scope_image_is_one_graph_with_one_budget():
+    tokens = image([16, 24], fixed=0)
+    whole, joined = GPrune(0.25, scope="image").select(tokens), GPrune(0.25).select(tokens.features)
+    assert torch.equal(whole.kept, joined.kept)
+    assert whole.edge_share is not None and joined.edge_share is not None
+    assert torch.equal(whole.edge_share, joined.edge_share)
+
+
+def test_fixed_rows_are_in_no_graph():
+    tokens = image([16])
+    alone = scores_of(GPrune(0.5), tokens.features[:16])
+    torch.testing.assert_close(scores_of(GPrune(0.5), tokens)[:16], alone)
+
+
+def test_splitting_a_large_batch_changes_nothing(monkeypatch):
+    tokens = VisualTokens.cat([image([12, 12, 5], seed=seed) for seed in range(4)])
+    whole = GPrune(0.5).select(tokens)
+    monkeypatch.setattr(gprune_module, "PAIRS_AT_ONCE", 300)
+    split = GPrune(0.5).select(tokens)
+    assert torch.equal(split.kept, whole.kept)
+    assert whole.edge_share is not None and split.edge_share is not None
+    assert torch.equal(split.edge_share, whole.edge_share)
+
+
+def test_tokens_that_say_the_same_share_one_score():
+    """Eq. 5 by hand: each of three equal tokens has a third of the score of a lone one of equal norm."""
+    tokens = torch.tensor([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]])
+    torch.testing.assert_close(scores_of(GPrune(0.5), tokens), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0]))
+
+
+def test_the_shares_describe_the_graph_of_each_view():
+    axes = torch.eye(4)
+    views = (axes, axes[[0, 0, 0]], axes[[0, 0, 1, 2]], axes[[0]])
+    selection = GPrune(0.5).select(VisualTokens.cat([VisualTokens.of(view) for view in views]))
+    torch.testing.assert_close(selection.edge_share, torch.tensor([0.0, 1.0, 1 / 6, 0.0]))
+    torch.testing.assert_close(selection.isolated_share, torch.tensor([1.0, 0.0, 0.5, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "similarity", "parts"),
+    [
+        (torch.ones(9, 4), 0.5, ["100.0% of all pairs", "similarity=0.5", "raise it", "0.75"]),
+        (
+            torch.eye(9),
+            0.4,
+            ["100.0% of the visual tokens have no edge but their own", "similarity=0.4", "lower", "0.2"],
+        ),
+    ],
+)
+def test_a_graph_that_says_nothing_is_warned_about(tokens, similarity, parts):
+    pruner = GPrune(0.5, similarity)
+    message = pruner.warning(pruner.select(tokens))
+    assert message is not None
+    assert all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("pairs_without_edge", [1, 2, 3])
+def test_the_warning_starts_above_95_percent_of_the_pairs(pairs_without_edge):
+    """Of 8 tokens, 28 pairs: 27 edges are 96.4 %, 26 are 92.9 %."""
+    tokens = torch.zeros(8, 3)
+    tokens[:, 0] = 1.0
+    # The first token leans 45 degrees to one side and the next ones to the other: 90 apart, 45 from the rest.
+    tokens[0, 1] = 1.0
+    tokens[1 : 1 + pairs_without_edge, 1] = -1.0
+    pruner = GPrune(0.5)
+    selection = pruner.select(tokens)
+    torch.testing.assert_close(selection.edge_share, torch.tensor([1 - pairs_without_edge / 28]))
+    assert (pruner.warning(selection) is None) == (pairs_without_edge > 1)
+
+
+@pytest.mark.parametrize("tokens", [features(40), torch.ones(1, 4), torch.zeros(1, 4), torch.zeros(0, 4)])
+def test_other_graphs_are_not_warned_about(tokens):
+    assert GPrune(0.5).warning(GPrune(0.5).select(tokens)) is None
+
+
+@pytest.mark.parametrize("method", [Random, Uniform, L2Norm])
+def test_methods_without_a_graph_do_not_warn(method):
+    assert method(0.5).warning(method(0.5).select(torch.ones(9, 4))) is None
+
+
+# --- the baselines ---
+
+
+def test_l2norm_keeps_the_longest_tokens():
+    assert L2Norm(0.5).select(torch.tensor([[1.0, 1], [0, 3], [2, 2], [0, 0]])).kept.tolist() == [1, 2]
+
+
+def test_random_follows_its_seed_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draws = {tuple(Random(0.3, seed=seed).select(features(50)).kept.tolist()) for seed in (0, 1, 2, 0)}
+    assert len(draws) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_keeps_every_place_equally_often():
+    counts = torch.zeros(10)
+    for seed in range(600):
+        counts[Random(3, seed=seed).select(torch.zeros(10, 1)).kept] += 1
+    # 180 expected of each place; five standard deviations of a binomial(600, 0.3) are 56.
+    assert (counts - 180).abs().max() < 56
+
+
+def test_random_keeps_more_of_the_same_when_it_may_keep_more():
+    few, many = (set(Random(keep, seed=3).select(features(60)).kept.tolist()) for keep in (0.2, 0.6))
+    assert few < many
+
+
+def test_random_draws_apart_in_views_of_equal_size():
+    base, grid = (rows for rows in Random(0.5).select(image([40, 40], fixed=0)).kept.split(20))
+    assert base.tolist() != (grid - 40).tolist()
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("shape", [(12, 12), (24, 12), (12, 36)])
+def test_uniform_is_the_regular_sub_grid_where_there_is_one(shape, m):
+    rows, columns = shape
+    kept = Uniform(rows * columns // m**2).select(VisualTokens.of(torch.zeros(rows * columns, 1), shape)).kept
+    expected = [r * columns + c for r in range(m // 2, rows, m) for c in range(m // 2, columns, m)]
+    assert kept.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.data())
+def test_uniform_leaves_no_large_hole(rows, columns, data):
+    k = data.draw(st.integers(1, rows * columns))
+    kept = Uniform(k).select(VisualTokens.of(torch.zeros(rows * columns, 1), (rows, columns))).kept
+    lines = (kept // columns).unique_consecutive(return_counts=True)
+    gaps = torch.cat([torch.tensor([-1]), lines[0], torch.tensor([rows])]).diff()
+    assert gaps.max() <= rows / len(lines[0]) + 1
+    assert lines[1].max() - lines[1].min() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 600), st.data())
+def test_uniform_without_a_grid_spaces_tokens_evenly(n, data):
+    k = data.draw(st.integers(1, n))
+    kept = Uniform(k).select(torch.zeros(n, 1)).kept
+    if k > 1:
+        assert kept.diff().max() - kept.diff().min() <= 1
+    assert abs(int(kept[0]) - (n - 1 - int(kept[-1]))) <= 1
+
+
+def test_uniform_keeps_one_token_in_the_middle():
+    assert Uniform(1).select(VisualTokens.of(torch.zeros(25, 1), (5, 5))).kept.tolist() == [12]
+
+
+# --- the package ---
+
+
+def test_importing_gprune_does_not_import_transformers():
+    code = "import sys, gprune; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_unknown_names_of_the_package_are_attribute_errors():
+    with pytest.raises(AttributeError, match="'gprune' has no attribute 'Gprune'"):
+        gprune.Gprune  # noqa: B018
