@@ -12,7 +12,7 @@ venv: .venv/ready  ## The virtual environment, by plain pip
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[draw,test]'
 	touch $@
 
 demo: venv  ## Ask the embedded model about a picture, with and without pruning, and draw what was kept
@@ -20,7 +20,7 @@ demo: venv  ## Ask the embedded model about a picture, with and without pruning,
 	$(BIN)/gprune scenes --sample 6 -o demo-out/scenes
 	$(BIN)/gprune ask demo-out/scenes/000.png "describe the picture." --keep 0.3 --compare --picture demo-out/answer.png
 	$(BIN)/gprune show demo-out/scenes/000.png --keep 0.5,0.3,0.1 -o demo-out/kept.png
-	$(BIN)/gprune scenes --method gprune,random --keep 1.0,0.3 --limit 70
+	$(BIN)/gprune scenes --method gprune,random --keep 0.3 --limit 70
 	@echo "pictures: demo-out/answer.png demo-out/kept.png"
 
 lint: venv  ## Ruff and the type checker
@@ -32,7 +32,7 @@ test: lint  ## Everything that must hold
 	$(BIN)/python -m pytest
 
 scenes: venv  ## The table of the README, from the test set
-	$(BIN)/gprune scenes --method gprune,gprune-ones,random,uniform,l2norm --keep 1.0,0.5,0.3,0.1 --seeds 3 \
+	$(BIN)/gprune scenes --method gprune,gprune:init=ones,random,uniform,l2norm --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
 
 train: venv  ## Train the embedded model from its seed (resumable; hours on two cores)

@@ -39,10 +39,14 @@ class Batch:
 
 
 class SceneBatches(torch.utils.data.Dataset[Batch]):
-    """Batch `i` is a function of (split, i) alone, so that a resumed run sees what an uninterrupted one would."""
+    """Batch `i` is a function of (split, i) alone, so that a resumed run sees what an uninterrupted one would.
 
-    def __init__(self, split: Split, batch_size: int, first: int, last: int) -> None:
+    Every `page_every`-th batch shows pages full of text; none when it is 0.
+    """
+
+    def __init__(self, split: Split, batch_size: int, first: int, last: int, page_every: int = 0) -> None:
         self.split, self.batch_size, self.first, self.last = split, batch_size, first, last
+        self.page_every = page_every
 
     @cached_property
     def processor(self):  # type: ignore[no-untyped-def]  # built in the worker process that uses it
@@ -56,7 +60,8 @@ class SceneBatches(torch.utils.data.Dataset[Batch]):
         rng = rng_of(self.split, number, stream=3)
         size = CANVASES[rng.choice(len(CANVASES), p=CANVAS_WEIGHTS)]
         start = number * self.batch_size
-        scenes = [make_scene(self.split, start + j, size=size) for j in range(self.batch_size)]
+        page = self.page_every > 0 and number % self.page_every == 0
+        scenes = [make_scene(self.split, start + j, size=size, page=page) for j in range(self.batch_size)]
         drawn = [render(scene) for scene in scenes]
         pixels = self.processor.image_processor([picture for picture, _ in drawn], return_tensors="pt")
         patches = torch.stack([patch_labels(labels) for _, labels in drawn])
@@ -80,7 +85,12 @@ class SceneBatches(torch.utils.data.Dataset[Batch]):
         asked.insert(int(rng.integers(len(asked) + 1)), caption(scene))
         ids, labels, spans = [BOS], [IGNORED], []
         for i, question in enumerate(asked):
-            prompt = [USER, *([IMAGE] * visual if i == 0 else []), *self._encode(question.question), ASSISTANT]
+            prompt = [
+                USER,
+                *([IMAGE] * visual if i == 0 else []),
+                *self._encode(question.question),
+                ASSISTANT,
+            ]
             answer = [*self._encode(question.answer), EOS]
             ids += prompt + answer
             labels += [IGNORED] * len(prompt) + answer

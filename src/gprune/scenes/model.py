@@ -27,10 +27,39 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", "<unk>
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT, UNK = range(len(SPECIAL))
 PATCH, TILE = 8, 64  # pixels
 PINPOINTS = [[64, 128], [128, 64], [128, 128], [64, 192], [192, 64]]  # height, width
-_WORDS = (
-    "what where which how many is are the there a in text color shape shapes picture describe background bar chart "
-    "tallest shortest written yes no top middle bottom left center right"
-).split()
+_WORDS = [
+    "what",
+    "where",
+    "which",
+    "how",
+    "many",
+    "is",
+    "are",
+    "the",
+    "there",
+    "a",
+    "in",
+    "text",
+    "color",
+    "shape",
+    "shapes",
+    "picture",
+    "describe",
+    "background",
+    "bar",
+    "chart",
+    "tallest",
+    "shortest",
+    "written",
+    "yes",
+    "no",
+    "top",
+    "middle",
+    "bottom",
+    "left",
+    "center",
+    "right",
+]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<user>' if message['role'] == 'user' else '<assistant>' }}"
@@ -46,7 +75,9 @@ def embedded_path() -> Path:
     return Path(str(files("gprune.scenes") / "checkpoint"))
 
 
-def load_embedded(device: str | torch.device = "cpu") -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+def load_embedded(
+    device: str | torch.device = "cpu",
+) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
     """Load the embedded model in float32, and its processor.
 
     Raises:
@@ -71,7 +102,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=200)
     )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
@@ -86,7 +119,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "user_token": "<user>", "assistant_token": "<assistant>"},
+        extra_special_tokens={
+            "image_token": "<image>",
+            "user_token": "<user>",
+            "assistant_token": "<assistant>",
+        },
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,

@@ -52,7 +52,8 @@ def questions(scene: Scene, rng: Generator) -> list[Question]:
     counted = set(rng.choice(SHAPES, size=2, replace=False)) | set(kinds[:1])
     asked += [Question("counting", f"how many {kind}s are there?", str(kinds.count(kind))) for kind in sorted(counted)]
     asked += _presence(shapes, rng)
-    for item in scene.of_kind("text"):
+    texts = scene.of_kind("text")
+    for item in texts if len(texts) == 1 else ():
         asked.append(Question("text", "what text is written?", item.text.lower()))
         asked.append(Question("position", "where is the text?", scene.place(item)))
     for item in scene.of_kind("chart"):

@@ -25,6 +25,7 @@ from gprune.scenes.vocabulary import (
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["shape", "text", "chart"]
+Box = tuple[float, float, float, float]
 _SPLITS: dict[str, int] = {"train": 0, "validation": 1, "test": 2}
 _FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
 _CELL = 44  # pixels a shape needs
@@ -38,7 +39,7 @@ class Item:
     """One thing in a scene. `box` is (left, top, right, bottom) in pixels; which other fields count depends on `kind`."""
 
     kind: Kind
-    box: tuple[float, float, float, float]
+    box: Box
     shape: str = ""
     color: str = ""
     text: str = ""
@@ -80,7 +81,12 @@ def rng_of(split: Split, index: int, stream: int = 0) -> Generator:
 
 
 def make_scene(
-    split: Split, index: int, *, size: tuple[int, int] | None = None, needs: Kind | None = None
+    split: Split,
+    index: int,
+    *,
+    size: tuple[int, int] | None = None,
+    needs: Kind | None = None,
+    page: bool = False,
 ) -> Scene:
     """Draw the scene of (split, index).
 
@@ -89,6 +95,7 @@ def make_scene(
         index: any non-negative integer.
         size: (width, height) in pixels; drawn when None.
         needs: a kind of item that must be present, for a question about it.
+        page: text wherever it fits, which teaches reading sooner.
     """
     rng = rng_of(split, index)
     canvas = CANVASES[rng.choice(len(CANVASES), p=CANVAS_WEIGHTS)] if size is None else size
@@ -100,9 +107,11 @@ def make_scene(
         box = grid.take(rng, wide=True, tall=kind == "chart") if wanted[kind] else None
         if box is not None:
             items.append(_make_chart(rng, box) if kind == "chart" else _make_text(rng, box))
-    free = grid.free()
-    for _ in range(min(len(free), int(rng.integers(1, 6)))):
-        items.append(_make_shape(rng, grid.take(rng)))
+    while page and (box := grid.take(rng, wide=True)) is not None:
+        items.append(_make_text(rng, box))
+    for _ in range(int(rng.integers(1, 6))):
+        if (box := grid.take(rng)) is not None:
+            items.append(_make_shape(rng, box))
     items.sort(key=lambda item: (_third(item.center[1] / canvas[1]), item.center[0]))
     return Scene((split, index), canvas, background, tuple(items))
 
@@ -115,10 +124,7 @@ class _Cells:
         self.width, self.height = canvas[0] / self.cols, canvas[1] / self.rows
         self.used = np.zeros((self.rows, self.cols), dtype=bool)
 
-    def free(self) -> list[tuple[int, int]]:
-        return [(int(r), int(c)) for r, c in np.argwhere(~self.used)]
-
-    def take(self, rng: Generator, wide: bool = False, tall: bool = False) -> tuple[float, float, float, float]:
+    def take(self, rng: Generator, wide: bool = False, tall: bool = False) -> Box | None:
         across = 2 if wide and self.width < _WIDE else 1
         down = 2 if tall and self.height < _WIDE else 1
         spots = [
@@ -128,13 +134,13 @@ class _Cells:
             if not self.used[r : r + down, c : c + across].any()
         ]
         if not spots:
-            return None  # type: ignore[return-value]
+            return None
         r, c = spots[rng.integers(len(spots))]
         self.used[r : r + down, c : c + across] = True
         return (c * self.width, r * self.height, (c + across) * self.width, (r + down) * self.height)
 
 
-def _make_shape(rng: Generator, cell: tuple[float, float, float, float]) -> Item:
+def _make_shape(rng: Generator, cell: Box) -> Item:
     left, top, right, bottom = cell
     radius = rng.integers(11, 17)
     x = (left + right) / 2 + rng.integers(-3, 4)
@@ -143,14 +149,14 @@ def _make_shape(rng: Generator, cell: tuple[float, float, float, float]) -> Item
     return Item("shape", box, shape=str(rng.choice(SHAPES)), color=str(rng.choice(list(COLORS))))
 
 
-def _make_text(rng: Generator, cell: tuple[float, float, float, float]) -> Item:
+def _make_text(rng: Generator, cell: Box) -> Item:
     narrow = cell[2] - cell[0] < 70
     words = [w for w in WORDS if len(w) == 3] if narrow else WORDS
     number = "".join(rng.choice(list(DIGITS), size=int(rng.integers(2, 4))))
     return Item("text", cell, text=str(rng.choice(words)) if rng.random() < 0.5 else number)
 
 
-def _make_chart(rng: Generator, cell: tuple[float, float, float, float]) -> Item:
+def _make_chart(rng: Generator, cell: Box) -> Item:
     count = int(rng.integers(2, 4))
     colors = rng.choice(list(COLORS), size=count, replace=False)
     heights = rng.choice(np.arange(1, MAX_BAR + 1), size=count, replace=False)

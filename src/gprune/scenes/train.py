@@ -44,6 +44,7 @@ class Recipe:
     warmup_steps: int = 100
     decay_share: float = 0.35
     character_weight: float = 2.0
+    page_every: int = 2
 
     @property
     def total(self) -> int:
@@ -232,7 +233,7 @@ def main(
         trainer.resume(state)
     held_out = SceneBatches("validation", 16, 0, 12)
     held_out_batches = [held_out[i] for i in range(len(held_out))]
-    data = SceneBatches("train", recipe.batch_size, trainer.step, recipe.total)
+    data = SceneBatches("train", recipe.batch_size, trainer.step, recipe.total, recipe.page_every)
     loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     started, losses = time.perf_counter(), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

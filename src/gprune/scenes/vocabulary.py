@@ -18,10 +18,40 @@ BACKGROUNDS = ("sky", "grass", "brick", "sand", "wood")
 # Letters and digits that a coarse picture keeps apart: no O beside 0, no S beside 5, no I beside 1.
 CHARACTERS = "ACEFHKLMNPRTUXY0123456789"
 DIGITS = "0123456789"
-WORDS = (
-    "CAT HAT MAP NET PEN CUP KEY TEA ARM TAX HUT ANT CAR FAN NUT ELF "
-    "PARK TRAP LAMP TREE FARM CAKE LEAF MEAL HEAT NEXT FUEL RACE PATH CAFE TRAY FACE"
-).split()
+WORDS = [
+    "CAT",
+    "HAT",
+    "MAP",
+    "NET",
+    "PEN",
+    "CUP",
+    "KEY",
+    "TEA",
+    "ARM",
+    "TAX",
+    "HUT",
+    "ANT",
+    "CAR",
+    "FAN",
+    "NUT",
+    "ELF",
+    "PARK",
+    "TRAP",
+    "LAMP",
+    "TREE",
+    "FARM",
+    "CAKE",
+    "LEAF",
+    "MEAL",
+    "HEAT",
+    "NEXT",
+    "FUEL",
+    "RACE",
+    "PATH",
+    "CAFE",
+    "TRAY",
+    "FACE",
+]
 
 # Width x height in pixels. Together they give square, wide, tall and extreme pictures, with and without padding.
 CANVASES = ((128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (192, 64), (160, 64), (64, 192))

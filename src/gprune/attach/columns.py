@@ -1,0 +1,146 @@
+"""The columns of a call: what its caller sees, what is cached, and what is left when tokens are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .state import CacheState
+
+ALIGNED = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+"""Arguments [..., B, q] with a value per column of input_ids, and what fills them where there is padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of one call.
+
+    Args:
+        cached: bool [B, c], which columns of the cache hold a token.
+        new: bool [B, q], which columns of input_ids hold a token.
+        positions: int64 [..., B, q], position ids.
+    """
+
+    cached: Tensor
+    new: Tensor
+    positions: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, c + q]: the attention mask."""
+        return torch.cat([self.cached, self.new], dim=1)
+
+    def next_position(self, otherwise: Tensor) -> Tensor:
+        """int64 [..., B, 1]: the position id after the last new token of each row, or else `otherwise`."""
+        last = self.positions.masked_fill(~self.new, -1).amax(-1, keepdim=True)
+        return torch.where(last < 0, otherwise, last + 1)
+
+
+def check_mask(call: dict[str, Any]) -> None:
+    """Raise ValueError if the attention mask of a call is anything but 2-D or absent."""
+    mask = call.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        given = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise ValueError(
+            f"attention_mask is {given}; pruning shortens the sequence, so it needs the processor's 2-D mask "
+            f"[batch, length]; pass that, or none if nothing is padded"
+        )
+
+
+def skip_replayed(call: dict[str, Any], state: CacheState, cached: int) -> dict[str, Any]:
+    """Take columns that are already in the cache off the front of a call.
+
+    When a conversation goes on, `generate()` slices its input_ids by the length of the cache. A pruned cache
+    is shorter than the text it stands for, so too many are left. Their position ids tell: they begin before
+    the end of the cache.
+    """
+    ids, positions, mask = call["input_ids"], call.get("position_ids"), call.get("attention_mask")
+    if positions is None or state.dropped == 0 or ids.shape[1] <= state.dropped:
+        return call
+    first = 0 if mask is None else int(mask[0, -ids.shape[1] :].long().argmax())
+    expected = state.next_position + cached - state.mask.shape[1]
+    if int(positions[..., 0, first].max()) >= int(expected[..., 0, :].max()):
+        return call
+    aligned = {
+        name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None
+    }
+    return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
+
+
+def read_columns(call: dict[str, Any], state: CacheState, cached: int) -> Columns:
+    """The columns of a call as its caller sees and numbers them, next to the `cached` columns of the cache.
+
+    Raises:
+        ValueError: the attention mask has the wrong length, or the batch is not the cache's.
+    """
+    ids, mask, positions = call["input_ids"], call.get("attention_mask"), call.get("position_ids")
+    batch, length = ids.shape
+    if mask is None:
+        new = torch.ones_like(ids, dtype=torch.bool)
+    else:
+        _check_length(mask, {length + cached, length + cached + state.dropped})
+        new = mask[:, -length:].to(ids.device, torch.bool)
+    if state.mask.shape[0] not in (1, batch):
+        raise ValueError(
+            f"input_ids has {batch} rows but the pruned cache was filled with {state.mask.shape[0]}; "
+            f"a cache goes on with the rows it was filled with, or from one row to many; prefill again"
+        )
+    known = state.mask[:, :cached].expand(batch, -1)
+    decoded = known.new_ones(batch, cached - known.shape[1])
+    if positions is None:
+        start = state.next_position + cached - state.mask.shape[1]
+        positions = start + torch.arange(length, device=ids.device)
+    positions = positions.expand(*positions.shape[:-2], batch, length)
+    return Columns(torch.cat([known, decoded], dim=1), new, positions)
+
+
+def drop_columns(
+    call: dict[str, Any], columns: Columns, drop: Tensor, filler: int
+) -> tuple[dict[str, Any], Columns]:
+    """A call without the tokens that are True in `drop`.
+
+    Rows can lose different numbers of tokens: they are padded where the caller padded, else on the left.
+
+    Args:
+        call: the arguments by name.
+        columns: those of the call.
+        drop: bool [B, q].
+        filler: token id for padding, not a placeholder.
+
+    Returns:
+        The call with every argument that has a value per column shortened, and its columns.
+
+    Raises:
+        ValueError: logits are asked for by the index of a column.
+    """
+    if isinstance(call.get("logits_to_keep"), Tensor):
+        raise ValueError(
+            "logits_to_keep is a tensor of column indices, which pruning changes; accepted is the number of "
+            "last columns; pass an int, 0 for all logits"
+        )
+    keep = columns.new & ~drop
+    width = int(keep.sum(dim=1).max())
+    if columns.new[:, -1].all():
+        index = keep.long().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    else:
+        index = (~keep).long().argsort(dim=1, stable=True)[:, :width]
+    new = keep.gather(1, index)
+
+    def gather(values: Tensor, fill: int) -> Tensor:
+        rows = index.to(values.device).expand(*values.shape[:-1], width)
+        return values.gather(-1, rows).masked_fill(~new.to(values.device), fill)
+
+    aligned = {name: gather(call[name], fill) for name, fill in ALIGNED.items() if call.get(name) is not None}
+    call = {**call, **aligned, "input_ids": gather(call["input_ids"], filler)}
+    return call, Columns(columns.cached, new, gather(columns.positions, 0))
+
+
+def _check_length(mask: Tensor, accepted: set[int]) -> None:
+    if mask.shape[1] not in accepted:
+        raise ValueError(
+            f"attention_mask has {mask.shape[1]} columns; with this cache and these input_ids it must have "
+            f"{' or '.join(map(str, sorted(accepted)))}; pass one that covers the tokens so far and the new"
+        )

@@ -1,0 +1,51 @@
+"""The layout of LLaVA-NeXT and relatives: [base view][high-resolution lines that end in a newline row]."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..tokens import View
+
+
+def base_and_lines(model: PreTrainedModel, features: Tensor) -> tuple[View, ...]:
+    """Read the views of one image back from its packed features.
+
+    The size of the image is no longer known when `generate()` calls forward, but the model puts the same
+    learned newline row at the end of every line, unchanged: where it stands tells the shape. Newline rows are
+    fixed. An image without high-resolution lines (extreme aspect ratio, one of several OneVision images) is a
+    base view alone.
+
+    Args:
+        model: has `base_model.image_newline` [d] and a square vision tower.
+        features: floating [n, d], one image.
+
+    Returns:
+        The base view and, where there are lines, the view of the high-resolution grid.
+
+    Raises:
+        ValueError: the features are not laid out this way.
+    """
+    config = model.config.vision_config
+    side = config.image_size // config.patch_size
+    base, count = side * side, features.shape[0]
+    newline = cast(Tensor, model.base_model.image_newline)
+    newlines = features.eq(newline.to(features)).all(dim=-1).nonzero().squeeze(1).tolist()
+
+    width = newlines[0] - base + 1 if newlines else 0
+    lines = (count - base) // width if width > 0 else 0
+    if newlines != [base + (line + 1) * width - 1 for line in range(lines)] or count != base + lines * width:
+        raise ValueError(
+            f"an image has {count} visual tokens with newline rows at {newlines}; {model.config.model_type} "
+            f"makes {base} base tokens, then lines of equal length that each end in the newline row; call "
+            f"generate() without prefill_chunk_size, and pass the features of get_image_features unchanged"
+        )
+    rows = torch.arange(count, device=features.device)
+    views = (View(rows[:base], (side, side)),)
+    if width < 2:
+        return views
+    grid = rows[base:].view(lines, width)[:, :-1]
+    return (*views, View(grid.reshape(-1), (lines, width - 1)))

@@ -1,0 +1,79 @@
+"""What was kept of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from torch import Tensor
+
+from ..pruners.base import Selection
+from ..tokens import View
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReport:
+    """What was kept of one image; all tensors on the CPU, all rows counted within the image.
+
+    Args:
+        kept: int64 [n_after], sorted rows that the LLM sees, fixed rows included.
+        views: the sets of rows that were ranked together.
+        scores: float32 [n_before], NaN on fixed rows; None for methods without scores.
+        n_before, n_after: visual tokens of the image, fixed rows included.
+        edge_share: share of all pairs of tokens that are edges, over the views; None for methods without a
+            graph.
+    """
+
+    kept: Tensor
+    views: tuple[View, ...]
+    scores: Tensor | None
+    n_before: int
+    n_after: int
+    edge_share: float | None
+
+    @property
+    def grid(self) -> tuple[tuple[int, int] | None, ...]:
+        """(rows, columns) of each view, None where unknown."""
+        return tuple(view.grid for view in self.views)
+
+
+def report_images(
+    selection: Selection, sizes: Sequence[int], views: Sequence[View], ranked: Sequence[View]
+) -> list[ImageReport]:
+    """One report per image of a batch.
+
+    Args:
+        selection: over the whole batch.
+        sizes: tokens per image.
+        views: of the layout, rows counted within the batch.
+        ranked: the views that were ranked, to which the shares of the selection belong: the same, or one per
+            image.
+    """
+    kept = selection.kept.cpu()
+    scores = None if selection.scores is None else selection.scores.cpu()
+    reports = []
+    for image, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+        start = end - size
+        own = kept[(kept >= start) & (kept < end)] - start
+        reports.append(
+            ImageReport(
+                kept=own,
+                views=tuple(
+                    replace(v, rows=v.rows.cpu() - start, image=0) for v in views if v.image == image
+                ),
+                scores=None if scores is None else scores[start:end],
+                n_before=size,
+                n_after=len(own),
+                edge_share=_edge_share(selection.edge_share, ranked, image),
+            )
+        )
+    return reports
+
+
+def _edge_share(shares: Tensor | None, ranked: Sequence[View], image: int) -> float | None:
+    if shares is None:
+        return None
+    pairs = [len(view) * (len(view) - 1) if view.image == image else 0 for view in ranked]
+    total = sum(pairs)
+    return sum(n * share for n, share in zip(pairs, shares.tolist(), strict=True)) / total if total else 0.0

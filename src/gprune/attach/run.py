@@ -1,0 +1,169 @@
+"""A pruner at work on a model: two hooks, put on and taken off."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
+
+from ..pruners.base import Pruner
+from .encoder import EncoderOutputs, has_images, refuse_video
+from .report import ImageReport, report_images
+from .rewrite import rewrite_call
+from .selection import BatchSelection, select_images
+from .state import CacheState, read_state, write_state
+from .support import layout_of
+
+
+def attach(pruner: Pruner, model: PreTrainedModel) -> Run:
+    """Prune the images of every call of `model`, `model.generate(...)` included, until the run is detached.
+
+    A model can carry several runs: the last one attached is in force until detached, then the one before.
+
+    Args:
+        pruner: the method.
+        model: a `...ForConditionalGeneration` model of a supported family.
+
+    Raises:
+        UnsupportedModel: the model is of another kind, or transformers is too old; says what is supported.
+    """
+    return Run(pruner, model)
+
+
+class Run:
+    """A pruner attached to a model by `pruner.attach(model)`; a context manager that detaches at its end.
+
+    What the caller of the model gives and `generate()` returns keeps its length; only what reaches the LLM is
+    shortened. So logits, hidden states and attentions are as long as what was kept. A KV cache filled while a
+    pruner is attached can only be continued while one is.
+
+    Attributes:
+        pruner: the method.
+        model: the model.
+    """
+
+    def __init__(self, pruner: Pruner, model: PreTrainedModel) -> None:
+        self._layout = layout_of(model)
+        self.pruner, self.model = pruner, model
+        self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._last: BatchSelection | None = None
+        self._images: list[ImageReport] = []
+        self._attached = True
+        self._outer = _run_in_force(model)
+        if self._outer is not None:
+            self._outer._remove_hooks()
+        self._add_hooks()
+
+    @property
+    def images(self) -> list[ImageReport]:
+        """One report per image of the last call that carried images, in prompt order; beams share one."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            self._images = report_images(last.selection, last.sizes, last.views, last.ranked)
+        return self._images
+
+    def detach(self) -> None:
+        """Leave the model as it was before; does nothing the second time."""
+        if not self._attached:
+            return
+        self._attached = False
+        if _run_in_force(self.model) is not self:
+            return
+        self._remove_hooks()
+        outer = self._outer
+        while outer is not None and not outer._attached:
+            outer = outer._outer
+        if outer is not None:
+            outer._add_hooks()
+
+    def __enter__(self) -> Run:
+        if not self._attached:
+            raise RuntimeError("this run is detached and would prune nothing; use a new pruner.attach(model)")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _add_hooks(self) -> None:
+        self._stock_masks = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
+        self._replaced = {k: v for k, v in vars(self.model).items() if k == "create_masks_for_generate"}
+        vars(self.model)["create_masks_for_generate"] = self._create_masks
+        self._handles = [
+            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        del vars(self.model)["create_masks_for_generate"]
+        vars(self.model).update(self._replaced)
+
+    def _create_masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
+        """Leave the mask of pruned columns 2-D, where `generate()` prepares a 4-D one for a static cache."""
+        if others.get("is_first_iteration") or read_state(others.get("past_key_values")) is not None:
+            return attention_mask
+        return self._stock_masks(attention_mask=attention_mask, **others)
+
+    def _before(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        call = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        refuse_video(call)
+        ids, cache = call.get("input_ids"), call.get("past_key_values")
+        state, images = read_state(cache), has_images(call)
+        if ids is None:
+            _without_ids(needed=images or state is not None)
+            return None
+        if state is None and not images:
+            return None
+        if state is not None and state.static is not None and not images and ids.shape[1] == 1:
+            return (), {**call, **state.static.arguments(cache)}
+        return (), self._rewrite(call, state)
+
+    def _after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        outputs = kwargs.get("mm_encoder_outputs")
+        if not isinstance(outputs, EncoderOutputs) or outputs.state is None:
+            return
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            values = output if isinstance(output, tuple) else output.values()
+            cache = next((value for value in values if isinstance(value, Cache)), None)
+        if cache is not None:
+            write_state(cache, outputs.state)
+
+    @torch.compiler.disable
+    def _rewrite(self, call: dict[str, Any], state: CacheState | None) -> dict[str, Any]:
+        return rewrite_call(self.model, call, state, self._select, self.pruner.positions)
+
+    def _select(self, features: Sequence[Tensor]) -> BatchSelection:
+        self._last = select_images(self.pruner, self._layout, self.model, features)
+        # Ids, not the models: a pruner stays small, and can be pickled.
+        warned: set[int] = vars(self.pruner).setdefault("_warned_models", set())
+        if id(self.model) not in warned and (message := self.pruner.warning(self._last.selection)):
+            warned.add(id(self.model))
+            warnings.warn(message, stacklevel=2)
+        return self._last
+
+
+def _run_in_force(model: PreTrainedModel) -> Run | None:
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Run)), None)
+
+
+def _without_ids(needed: bool) -> None:
+    message = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
+    if needed:
+        raise ValueError(
+            f"{message}; images cannot be pruned so, nor a pruned cache continued; pass input_ids"
+        )
+    warnings.warn(f"{message}; nothing is pruned in this call; pass input_ids and pixel_values", stacklevel=2)

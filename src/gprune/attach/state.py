@@ -1,0 +1,71 @@
+"""What a KV cache that holds a pruned prompt must remember, kept on the cache object itself.
+
+There it survives deep copies, and two sequences that are generated in turns do not mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StaticCache
+
+ATTRIBUTE = "_gprune_state"
+
+
+@dataclass(frozen=True, eq=False)
+class StaticDecode:
+    """What decoding one token at a time into a static cache needs; constant, so that it can be compiled.
+
+    Args:
+        mask: bool [B, capacity], valid columns of the whole cache; the ones still to come count as valid.
+        offset: int64 [..., B, 1], position id minus cache column of every token still to come.
+    """
+
+    mask: Tensor
+    offset: Tensor
+
+    def arguments(self, cache: Any) -> dict[str, Tensor]:
+        """The arguments of forward that a pruned cache changes."""
+        return {"attention_mask": self.mask, "position_ids": self.offset + cache.get_seq_length()}
+
+
+@dataclass(frozen=True, eq=False)
+class CacheState:
+    """The pruned columns of a cache.
+
+    Args:
+        mask: bool [B, M], which of the first M columns of the cache hold a token. Columns after them are
+            decoded tokens.
+        dropped: how many columns of the caller's sequence are not in the cache.
+        next_position: int64 [..., B, 1], position id that the caller gives to the token after these columns.
+        shift: int64 [B, 1], the caller's position ids minus the LLM's; more than 0 once positions are
+            contiguous.
+        static: only for a static cache.
+    """
+
+    mask: Tensor
+    dropped: int
+    next_position: Tensor
+    shift: Tensor
+    static: StaticDecode | None = None
+
+
+def read_state(cache: Any) -> CacheState | None:
+    """The state of a cache, or None if nothing in it was pruned."""
+    state = getattr(cache, ATTRIBUTE, None)
+    # A cache can be emptied and used again. Compiled code only decodes, and must not wait for the device.
+    if state is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
+        return None
+    return state
+
+
+def write_state(cache: Any, state: CacheState) -> None:
+    """Put the state on a cache that already holds the columns it describes."""
+    if isinstance(cache, StaticCache):
+        columns = state.mask.shape[1]
+        mask = torch.nn.functional.pad(state.mask, (0, cache.get_max_length() - columns), value=True)
+        state = replace(state, static=StaticDecode(mask, state.next_position - state.shift - columns))
+    setattr(cache, ATTRIBUTE, state)

@@ -1,0 +1,126 @@
+"""`gprune cost`: tokens, FLOPs and KV cache of a model with and without pruning, without its weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gprune.cli.options import (
+    AsJson,
+    Keeps,
+    Methods,
+    WrongInput,
+    checking_input,
+    print_json,
+    read_keep,
+    read_list,
+    read_pruner,
+)
+
+
+def cost(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="`embedded`, `llava-next-8b`, or the hub id or folder of a checkpoint (only its config is read)."
+        ),
+    ] = "llava-next-8b",
+    image_size: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT in pixels; several, comma-separated, for several images.")
+    ] = "640x480",
+    keep: Keeps = "0.5,0.3,0.1",
+    method: Methods = "gprune",
+    text_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that are not visual.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Count what a prompt costs up to its first new token, unpruned and at each ratio.
+
+    Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
+    """
+    keeps = read_list(keep, "keep", read_keep)
+    pruners = [read_pruner(name, k) for name in method.split(",") for k in keeps]
+    sizes = read_list(image_size, "image-size", _size)
+    config = _config(model)
+    from gprune.cost import cost as count
+
+    rows = []
+    for pruner in (None, *pruners):
+        with checking_input():
+            spent = count(config, sizes, text_tokens, 1.0 if pruner is None else pruner)
+        rows.append(
+            {
+                "method": "none" if pruner is None else pruner.name,
+                "keep": 1.0 if pruner is None else pruner.keep,
+                "visual_tokens": spent.visual_tokens,
+                "kept_tokens": spent.kept_tokens,
+                "prompt_tokens": spent.prompt_tokens,
+                "flops": spent.total,
+                **{f"flops_{part}": value for part, value in spent.flops.items()},
+                "flops_decode_step": spent.decode_flops,
+                "macs": spent.macs,
+                "kv_bytes": spent.kv_bytes,
+            }
+        )
+    if as_json:
+        print_json(rows)
+    else:
+        Console(highlight=False).print(_table(rows))
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not WIDTHxHEIGHT, for example 640x480")
+    return int(match[2]), int(match[1])
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    from gprune.architectures import ARCHITECTURES
+
+    if name in ARCHITECTURES:
+        return name
+    if name == "embedded":
+        from gprune.scenes.model import build_config
+
+        return build_config()
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WrongInput(
+            f"--model {name} is unknown ({reason}); accepted are embedded, {', '.join(ARCHITECTURES)}, a hub id, or the "
+            f"folder of a checkpoint"
+        ) from error
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(caption="FLOPs (2 per multiply-add) up to the first new token.")
+    for column in (
+        "method",
+        "keep",
+        "visual tokens",
+        "prompt tokens",
+        "TFLOPs",
+        "of unpruned",
+        "GFLOPs a decode step",
+        "KV cache",
+    ):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            str(row["keep"]),
+            f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
+            f"{row['prompt_tokens']:,}",
+            f"{row['flops'] / 1e12:,.4g}",
+            f"{row['flops'] / rows[0]['flops']:.1%}",
+            f"{row['flops_decode_step'] / 1e9:,.4g}",
+            f"{row['kv_bytes'] / 2**20:,.1f} MiB",
+        )
+    return table

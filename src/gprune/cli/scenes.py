@@ -1,0 +1,144 @@
+"""`gprune scenes`: the embedded benchmark, and sample pictures of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gprune.cli.options import (
+    EMBEDDED,
+    AsJson,
+    Keeps,
+    Methods,
+    Model,
+    WrongInput,
+    check_output,
+    checking_input,
+    errors,
+    load,
+    print_json,
+    read_keep,
+    read_list,
+    read_pruner,
+)
+from gprune.pruners.base import Pruner
+
+
+def scenes(
+    method: Methods = "gprune,random,uniform,l2norm",
+    keep: Keeps = "0.5,0.3,0.1",
+    limit: Annotated[int, typer.Option(min=1, help="Questions; the seven categories take turns.")] = 700,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of a method that draws at random.")] = 3,
+    model: Model = EMBEDDED,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Write so many test pictures and questions instead.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write OUTPUT.md and OUTPUT.json too; with --sample, the folder."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure methods on the embedded benchmark: accuracy per category, beside the unpruned model.
+
+    Example: `gprune scenes --method gprune,random --keep 0.5,0.3 --limit 140`
+    """
+    if sample is not None:
+        return _write_sample(sample, output)
+    keeps = read_list(keep, "keep", read_keep)
+    runs: list[tuple[str, Pruner | None]] = [("none", None)]
+    for name in method.split(","):
+        for k in keeps:
+            pruner = read_pruner(name, k)
+            runs += [(name, each) for each in _seeded(pruner, seeds)]
+    if output is not None:
+        check_output(output)
+    net, processor = load(model)
+    if model != EMBEDDED:
+        with checking_input():
+            for _, pruner in runs[1:2]:
+                assert pruner is not None
+                pruner.attach(net).detach()
+    from gprune.scenes.benchmark import evaluate, examples, rows
+
+    tests = list(examples("test", limit))
+    table: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("", total=len(runs) * len(tests))
+        for name, pruner in runs:
+            ratio: float = 1.0 if pruner is None else pruner.keep
+            progress.update(task, description=f"{name} keep={ratio}")
+            outcomes = evaluate(
+                net,
+                processor,
+                tests,
+                pruner,
+                batch_size=batch_size,
+                progress=lambda done: progress.advance(task, done),
+            )
+            table += rows(name, ratio, getattr(pruner, "seed", None), outcomes)
+    if output is not None:
+        output.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+        output.with_suffix(".md").write_text(markdown(table))
+    if as_json:
+        print_json(table)
+    else:
+        print(markdown(table), end="")
+
+
+def markdown(table: list[dict[str, Any]]) -> str:
+    """One line per method and ratio: accuracy in percent per category, mean ± standard deviation over seeds."""
+    categories = list(dict.fromkeys(row["category"] for row in table))
+    lines = [
+        "| method | keep | tokens | " + " | ".join(categories) + " |",
+        "|---|---|---|" + "---|" * len(categories),
+    ]
+    for method, keep in dict.fromkeys((row["method"], row["keep"]) for row in table):
+        part = [row for row in table if (row["method"], row["keep"]) == (method, keep)]
+        cells = [_accuracy([row["accuracy"] for row in part if row["category"] == name]) for name in categories]
+        kept = statistics.fmean(row["kept_tokens"] for row in part if row["category"] == "overall")
+        lines.append(f"| {method} | {keep} | {kept:.0f} | " + " | ".join(cells) + " |")
+    overall = [row for row in table if row["category"] == "overall"]
+    notes = [
+        f"{overall[0]['n']} test questions; {overall[0]['visual_tokens']:.0f} visual tokens per picture on average."
+    ]
+    shares = {row["method"]: row["edge_share"] for row in overall if row["edge_share"] is not None}
+    notes += [f"Graph of {name}: {share:.0%} of all pairs of tokens are edges." for name, share in shares.items()]
+    return "\n".join([*lines, "", " ".join(notes), ""])
+
+
+def _accuracy(values: list[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def _seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
+    if "seed" not in {field.name for field in fields(pruner)}:
+        return [pruner]
+    return [replace(pruner, seed=seed) for seed in range(seeds)]  # type: ignore[call-arg]
+
+
+def _write_sample(count: int, folder: Path | None) -> None:
+    from gprune.scenes.benchmark import examples
+
+    if folder is None:
+        raise WrongInput("--sample needs a folder for its pictures; add -o FOLDER")
+    if folder.exists() and not folder.is_dir():
+        raise WrongInput(f"--sample writes into a folder and {folder} is a file; give another name after -o")
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = []
+    for example in examples("test", count):
+        name = f"{example.index:03d}.png"
+        example.picture.save(folder / name)
+        question = example.question
+        asked.append({"picture": name, **vars(question)})
+    (folder / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")
+    errors.print(f"wrote {count} pictures and questions.json to {folder}")

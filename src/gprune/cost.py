@@ -1,0 +1,202 @@
+"""What a prompt with images costs, with and without pruning: tokens, FLOPs and KV-cache bytes.
+
+No weights are needed: the model is built on PyTorch's meta device, where tensors have shapes but no data, and
+its own forward pass is counted by `torch.utils.flop_counter`. So the count follows the model's code: matrix
+products and convolutions, a multiply-add as two operations, attention in full (the half that a causal mask
+discards included), the logits of the last position only, as in `generate()`. Element-wise operations, norms
+and softmax count nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from .architectures import architecture
+from .pruners import GPrune, Pruner
+from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
+from .tokens import Keep, check_keep, kept_count
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one prompt up to its first new token, and of each decode step after it.
+
+    Args:
+        visual_tokens: tokens the images become before pruning, newline tokens included.
+        kept_tokens: visual tokens that reach the LLM.
+        text_tokens: all other tokens of the prompt.
+        flops: floating-point operations by part: "vision" (tower), "projector", "selection" (ranking the
+            visual tokens; 0 but for G-Prune), "prefill" (LLM over the kept prompt, last position's logits).
+        decode_flops: floating-point operations of the first decode step after the prefill.
+        kv_bytes: bytes of the KV cache after the prefill, in the model's dtype.
+    """
+
+    visual_tokens: int
+    kept_tokens: int
+    text_tokens: int
+    flops: dict[str, int]
+    decode_flops: int
+    kv_bytes: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens the LLM reads: kept visual tokens and text tokens."""
+        return self.kept_tokens + self.text_tokens
+
+    @property
+    def total(self) -> int:
+        """Floating-point operations up to the first new token: the sum of `flops`."""
+        return sum(self.flops.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates up to the first new token: half of `total`."""
+        return self.total // 2
+
+
+def cost(
+    model: str | PreTrainedConfig | PreTrainedModel,
+    image_sizes: Sequence[tuple[int, int]],
+    text_tokens: int,
+    keep: Keep | Pruner = 1.0,
+) -> Cost:
+    """Cost of one prompt with any number of images.
+
+    Args:
+        model: name of one of `gprune.architectures.ARCHITECTURES`, or the config of a transformers model, or
+            the model itself, which is not run. A config that names no dtype is counted in float32.
+        image_sizes: (height, width) in pixels of each image of the prompt, in order; empty for text only.
+        text_tokens: tokens of the prompt that are not visual tokens: start token, chat template, question.
+        keep: ratio in (0, 1] as a float, tokens per image as an int, or a pruner with its `keep` and `scope`.
+
+    Raises:
+        ValueError: unknown architecture or model type, a size or count below 1, a `keep` out of range.
+        TypeError: a size or count that is not an integer, a `keep` that is neither a number nor a pruner.
+        RuntimeError: the model makes another number of visual tokens than expected from the image's size.
+
+    Source: Table 2 of arXiv 2501.02268 gives 18.52 and 6.76 T; docs/cost.md says which convention that is.
+    """
+    _check(image_sizes, text_tokens)
+    budget, together = (keep.keep, keep.scope == "image") if isinstance(keep, Pruner) else (keep, False)
+    check_keep(budget)
+    net = _without_weights(model)
+    vision, projector, lengths = _count_vision(net, image_sizes)
+    views = [
+        _views(net.config, size, length, len(image_sizes))
+        for size, length in zip(image_sizes, lengths, strict=True)
+    ]
+    newlines = sum(lengths) - sum(map(sum, views))
+    ranked = [[sum(image)] for image in views] if together else views
+    kept = newlines + sum(sum(kept_count(image, budget)) for image in ranked)
+    selection = _selection_flops(keep, chain(*ranked), net.config.text_config.hidden_size)
+    prefill, decode, kv_bytes = _count_language(net, kept + text_tokens)
+    flops = {"vision": vision, "projector": projector, "selection": selection, "prefill": prefill}
+    return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
+
+
+def _without_weights(model: str | PreTrainedConfig | PreTrainedModel) -> Any:
+    config: Any = architecture(model) if isinstance(model, str) else getattr(model, "config", model)
+    model_type, supported = getattr(config, "model_type", None), ONE_VIEW + ANY_RESOLUTION
+    if model_type not in supported:
+        raise ValueError(
+            f"cannot count the cost of a {type(model).__name__} (model_type={model_type!r}); "
+            f"supported model types are {', '.join(supported)}; pass a config or model of one of them"
+        )
+    if config.vision_config.model_type == "pixtral":
+        raise ValueError(
+            "the visual tokens of a Pixtral vision tower are up to its image processor, not its config; "
+            "accepted are towers with a fixed input size; pass a model with a CLIP or SigLIP tower"
+        )
+    dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype
+    with torch.device("meta"):
+        # Eager attention is plain matrix products, counted in full whatever fused kernels this PyTorch has.
+        net = AutoModelForImageTextToText.from_config(
+            copy.deepcopy(config), dtype=dtype or torch.float32, attn_implementation="eager"
+        )
+    return net.eval()
+
+
+@torch.no_grad()
+def _count_vision(net: Any, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int, list[int]]:
+    """FLOPs of the vision tower and of the projector, and the number of visual tokens of each image."""
+    if not image_sizes:
+        return 0, 0, []
+    config, count = net.config, len(image_sizes)
+    shape: tuple[int, ...] = (3, config.vision_config.image_size, config.vision_config.image_size)
+    sizes: dict[str, Any] = {}
+    if config.model_type in ANY_RESOLUTION:
+        shape = (max(tiling(config, size).tiles for size in image_sizes), *shape)
+        sizes["image_sizes"] = [list(size) for size in image_sizes]
+    if config.model_type == "llava_onevision":
+        sizes["batch_num_images"] = [count]
+    pixels = torch.empty(count, *shape, dtype=net.dtype, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        features = net.get_image_features(pixel_values=pixels, return_dict=True, **sizes).pooler_output
+    projector = counter.get_flop_counts()[type(net.base_model.multi_modal_projector).__name__]
+    projector_flops = sum(projector.values())
+    return counter.get_total_flops() - projector_flops, projector_flops, [len(image) for image in features]
+
+
+def _views(config: Any, size: tuple[int, int], tokens: int, images: int) -> list[int]:
+    """Tokens of each view of an image, given how many visual tokens the model makes of it in all."""
+    if config.model_type in ONE_VIEW:
+        return [tokens]
+    tiles = tiling(config, size)
+    views, newlines = list(tiles.views), tiles.newlines
+    if config.model_type == "llava_onevision" and images > 1:
+        views, newlines = views[:1], 1  # several images in a prompt are not tiled
+    if sum(views) + newlines != tokens:
+        raise RuntimeError(
+            f"the model makes {tokens} visual tokens of an image of height {size[0]} and width {size[1]}; "
+            f"expected were views of {views} tokens and {newlines} newlines, from square tiles, no class "
+            f"token; check image_grid_pinpoints and vision_feature_select_strategy of the config"
+        )
+    return views
+
+
+def _selection_flops(pruner: object, views: Iterable[int], width: int) -> int:
+    """The graph of a view of n tokens is n * n dot products, and each iteration a vector-matrix product."""
+    if not isinstance(pruner, GPrune):
+        return 0
+    return sum(2 * n * n * (width + pruner.iterations) for n in views)
+
+
+@torch.no_grad()
+def _count_language(net: Any, tokens: int) -> tuple[int, int, int]:
+    """FLOPs of the prefill and of one decode step, and the bytes of the KV cache between the two."""
+
+    def embeddings(count: int) -> torch.Tensor:
+        return torch.empty(1, count, net.config.text_config.hidden_size, dtype=net.dtype, device="meta")
+
+    with FlopCounterMode(display=False) as prefill:
+        cache = net(inputs_embeds=embeddings(tokens), use_cache=True, logits_to_keep=1).past_key_values
+    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    with FlopCounterMode(display=False) as decode:
+        net(inputs_embeds=embeddings(1), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return prefill.get_total_flops(), decode.get_total_flops(), kv_bytes
+
+
+def _check(image_sizes: Sequence[tuple[int, int]], text_tokens: int) -> None:
+    _check_count("text_tokens", text_tokens, "the start token is one")
+    for size in image_sizes:
+        if len(size) != 2:
+            raise ValueError(f"image size {size} is not a pair; accepted is (height, width); pass two ints")
+        for name, pixels in zip(("image height", "image width"), size, strict=True):
+            _check_count(name, pixels, "leave the image out if there is none")
+
+
+def _check_count(name: str, value: object, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        kind = type(value).__name__
+        raise TypeError(f"{name}={value!r} is a {kind}; accepted are integers >= 1; pass an int")
+    if value < 1:
+        raise ValueError(f"{name}={value} is too small; accepted are integers >= 1; {hint}")

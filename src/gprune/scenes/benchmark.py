@@ -1,0 +1,145 @@
+"""The embedded benchmark: one question a picture, exact match, per category and method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from gprune.pruners.base import Pruner
+from gprune.scenes.questions import Question, question_of
+from gprune.scenes.scene import Kind, Split, make_scene, render, rng_of
+from gprune.scenes.vocabulary import CATEGORIES
+
+_NEEDS: dict[str, Kind] = {"text": "text", "chart": "chart"}
+_STRIDE = 10**6  # where to look on when a scene gives no question of the wanted category
+MAX_NEW_TOKENS = 8  # the longest answer is five tokens
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of the benchmark and the picture that it is about."""
+
+    index: int
+    picture: Image.Image
+    question: Question
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of one example."""
+
+    category: str
+    answer: str
+    right: bool
+    visual_tokens: int
+    kept_tokens: int
+    edge_share: float | None
+    seconds: float
+
+
+def examples(split: Split, count: int) -> Iterator[Example]:
+    """The first `count` examples of a split; the categories take turns."""
+    for index in range(count):
+        category = CATEGORIES[index % len(CATEGORIES)]
+        question, number = None, index
+        while question is None:
+            scene = make_scene(split, number, needs=_NEEDS.get(category))
+            question = question_of(scene, category, rng_of(split, number, stream=2))
+            number += _STRIDE
+        yield Example(index, render(scene)[0], question)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    processor: Any,
+    tests: Sequence[Example],
+    pruner: Pruner | None = None,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Outcome]:
+    """Answer every example by greedy decoding, batched over pictures of equal size.
+
+    Args:
+        model: any supported model.
+        processor: its processor.
+        tests: what to ask.
+        pruner: the method, or None for the unpruned model.
+        batch_size: pictures at once.
+        progress: called with the number of examples done since the last call.
+
+    Returns:
+        One outcome per example, in their order. `right` is exact match without regard to case.
+    """
+    outcomes: dict[int, Outcome] = {}
+    for batch in _batches(tests, batch_size):
+        prompts = [_prompt(processor, example.question.question) for example in batch]
+        pictures = [example.picture for example in batch]
+        inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(model.device)
+        started = time.perf_counter()
+        with nullcontext() if pruner is None else pruner.attach(model) as run:
+            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        seconds = (time.perf_counter() - started) / len(batch)
+        visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+        answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for i, (example, answer) in enumerate(zip(batch, answers, strict=True)):
+            report = None if run is None else run.images[i]
+            outcomes[example.index] = Outcome(
+                example.question.category,
+                answer.strip(),
+                answer.strip().lower() == example.question.answer,
+                visual[i],
+                visual[i] if report is None else report.n_after,
+                None if report is None else report.edge_share,
+                seconds,
+            )
+        progress(len(batch))
+    return [outcomes[example.index] for example in tests]
+
+
+def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One flat row per category and one for all of them ("overall"): means over the examples."""
+    table = []
+    outcomes = list(outcomes)
+    for category in (*CATEGORIES, "overall"):
+        part = [o for o in outcomes if category in (o.category, "overall")]
+        if not part:
+            continue
+        shares = [o.edge_share for o in part if o.edge_share is not None]
+        table.append(
+            {
+                "method": method,
+                "keep": keep,
+                "seed": seed,
+                "category": category,
+                "accuracy": round(sum(o.right for o in part) / len(part), 4),
+                "n": len(part),
+                "visual_tokens": round(sum(o.visual_tokens for o in part) / len(part), 1),
+                "kept_tokens": round(sum(o.kept_tokens for o in part) / len(part), 1),
+                "edge_share": round(sum(shares) / len(shares), 4) if shares else None,
+                "seconds": round(sum(o.seconds for o in part) / len(part), 4),
+            }
+        )
+    return table
+
+
+def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    waiting: dict[tuple[int, int], list[Example]] = {}
+    for example in tests:
+        group = waiting.setdefault(example.picture.size, [])
+        group.append(example)
+        if len(group) == size:
+            yield waiting.pop(example.picture.size)
+    yield from waiting.values()
+
+
+def _prompt(processor: Any, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

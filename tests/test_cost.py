@@ -1,0 +1,298 @@
+"""The cost of a prompt against formulas written down by hand, and against what the models themselves do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    PixtralVisionConfig,
+    Qwen2Config,
+    Qwen2VLConfig,
+    SiglipVisionConfig,
+    VipLlavaConfig,
+)
+
+from gprune.architectures import architecture
+from gprune.cost import Cost, cost
+from gprune.pruners import GPrune, L2Norm, Random, Uniform
+from gprune.tiling import Tiling, tiling
+
+TILE, PATCH = 28, 7
+SIDE = TILE // PATCH
+VISION = dict(hidden_size=12, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2)
+TEXT = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    vocab_size=50,
+)
+PINPOINTS = [[TILE * h, TILE * w] for h, w in [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]]
+
+
+def clip(**kwargs: Any) -> CLIPVisionConfig:
+    return CLIPVisionConfig(**VISION, image_size=TILE, patch_size=PATCH, **kwargs)
+
+
+def llama() -> LlamaConfig:
+    return LlamaConfig(**TEXT)
+
+
+def llava_next(**kwargs: Any) -> LlavaNextConfig:
+    return LlavaNextConfig(
+        vision_config=clip(),
+        text_config=llama(),
+        image_grid_pinpoints=PINPOINTS,
+        image_token_index=49,
+        **kwargs,
+    )
+
+
+def llava_next_video() -> LlavaNextVideoConfig:
+    return LlavaNextVideoConfig(
+        vision_config=clip(), text_config=llama(), image_grid_pinpoints=PINPOINTS, image_token_index=49
+    )
+
+
+def llava_onevision(most_tiles: int = 9) -> LlavaOnevisionConfig:
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, image_size=TILE, patch_size=PATCH, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT),
+        image_grid_pinpoints=[[TILE * h, TILE * w] for h in range(1, 5) for w in range(1, 5)],
+        vision_aspect_ratio=f"anyres_max_{most_tiles}",
+        image_token_index=49,
+    )
+
+
+def llava(**kwargs: Any) -> LlavaConfig:
+    return LlavaConfig(vision_config=clip(), text_config=llama(), image_token_index=49, **kwargs)
+
+
+def on_meta(config: Any, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, **kwargs).eval()
+
+
+def language_flops(new: int, read: int) -> int:
+    """The tiny Llama over `new` positions that attend to `read` in all, and the logits of the last one."""
+    d, heads = TEXT["hidden_size"], TEXT["num_attention_heads"] * TEXT["head_dim"]
+    kv_heads = TEXT["num_key_value_heads"] * TEXT["head_dim"]
+    macs = (
+        new * (2 * d * heads + 2 * d * kv_heads + 3 * d * TEXT["intermediate_size"]) + 2 * new * read * heads
+    )
+    return 2 * (TEXT["num_hidden_layers"] * macs + d * TEXT["vocab_size"])
+
+
+def vision_flops(tiles: int) -> int:
+    """The tiny CLIP tower, all its layers, with a class token."""
+    d, tokens = VISION["hidden_size"], SIDE**2 + 1
+    layer = tokens * (4 * d * d + 2 * d * VISION["intermediate_size"]) + 2 * tokens**2 * d
+    return 2 * tiles * (SIDE**2 * 3 * PATCH**2 * d + VISION["num_hidden_layers"] * layer)
+
+
+def projector_flops(tiles: int) -> int:
+    return 2 * tiles * SIDE**2 * (VISION["hidden_size"] * TEXT["hidden_size"] + TEXT["hidden_size"] ** 2)
+
+
+def test_every_part_is_what_the_formulas_say() -> None:
+    # 30 x 40 pixels go onto 2 x 2 tiles: a grid of 8 x 8 tokens of which 6 rows are left, each with a newline
+    visual = SIDE**2 + 6 * (8 + 1)
+    found = cost(llava_next(dtype="float16"), [(30, 40)], text_tokens=5)
+    prompt = visual + 5
+    assert found == Cost(
+        visual_tokens=visual,
+        kept_tokens=visual,
+        text_tokens=5,
+        flops={
+            "vision": vision_flops(5),
+            "projector": projector_flops(5),
+            "selection": 0,
+            "prefill": language_flops(prompt, prompt),
+        },
+        decode_flops=language_flops(1, prompt + 1),
+        kv_bytes=2 * 2 * 2 * 6 * prompt * 2,  # layers, keys and values, KV heads, head size, tokens, bytes
+    )
+    assert found.prompt_tokens == prompt
+    assert found.total == vision_flops(5) + projector_flops(5) + language_flops(prompt, prompt)
+    assert found.macs * 2 == found.total
+
+
+def test_pruned_parts_are_what_the_formulas_say() -> None:
+    found = cost(llava_next(), [(30, 40)], text_tokens=5, keep=GPrune(0.3, iterations=4))
+    kept = int(0.3 * 16) + int(0.3 * 48) + 6
+    assert (found.visual_tokens, found.kept_tokens, found.prompt_tokens) == (70, kept, kept + 5)
+    assert found.flops["vision"] == vision_flops(5)
+    assert found.flops["selection"] == sum(2 * n**2 * 16 + 2 * 4 * n**2 for n in (16, 48))
+    assert found.flops["prefill"] == language_flops(kept + 5, kept + 5)
+    assert found.decode_flops == language_flops(1, kept + 6)
+    assert found.kv_bytes == 2 * 2 * 2 * 6 * (kept + 5) * 4
+
+
+def test_sdpa_is_counted_like_eager_attention() -> None:
+    net = on_meta(llava_next(), attn_implementation="sdpa")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(inputs_embeds=torch.empty(1, 75, 16, device="meta"), logits_to_keep=1)
+    assert counter.get_total_flops() == cost(llava_next(), [(30, 40)], text_tokens=5).flops["prefill"]
+
+
+@pytest.mark.parametrize("make", [llava_next, llava_next_video, llava_onevision, lambda: llava_onevision(2)])
+def test_closed_form_agrees_with_the_features_models_make(make: Any) -> None:
+    config = make()
+    net = on_meta(config)
+    rng = random.Random(0)
+    sizes = [(rng.randint(20, 2500), rng.randint(20, 2500)) for _ in range(25)]
+    sizes += [(1, 1), (4000, 40), (40, 4000), (28, 28), (1700, 2200), (1, 4000)]
+    for size in sizes:
+        tiles = tiling(config, size)
+        pixels = torch.empty(1, tiles.tiles, 3, TILE, TILE, device="meta")
+        features = net.get_image_features(pixel_values=pixels, image_sizes=[list(size)]).pooler_output[0]
+        assert sum(tiles.views) + tiles.newlines == len(features), size
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (llava(), SIDE**2),
+        (llava(vision_feature_select_strategy="full"), SIDE**2 + 1),
+        (
+            VipLlavaConfig(
+                vision_config=clip(), text_config=llama(), vision_feature_layer=[-2, -1], image_token_index=49
+            ),
+            SIDE**2,
+        ),
+    ],
+)
+def test_models_without_tiling_see_one_view(config: Any, tokens: int) -> None:
+    found = cost(config, [(30, 40), (500, 10)], text_tokens=5, keep=0.5)
+    assert (found.visual_tokens, found.kept_tokens) == (2 * tokens, 2 * (tokens // 2))
+
+
+def test_several_images_add_up() -> None:
+    first, second = (cost(llava_next(), [size], 5, keep=0.3) for size in [(30, 40), (90, 20)])
+    both = cost(llava_next(), [(30, 40), (90, 20)], 5, keep=0.3)
+    assert both.visual_tokens == first.visual_tokens + second.visual_tokens
+    assert both.kept_tokens == first.kept_tokens + second.kept_tokens
+    for part in ("vision", "projector"):
+        assert both.flops[part] == first.flops[part] + second.flops[part]
+
+
+def test_onevision_tiles_a_lone_image_only() -> None:
+    alone = cost(llava_onevision(), [(60, 60)], 5)
+    pair = cost(llava_onevision(), [(60, 60), (60, 60)], 5, keep=0.5)
+    assert alone.visual_tokens > SIDE**2 + 1
+    assert (pair.visual_tokens, pair.kept_tokens) == (2 * (SIDE**2 + 1), 2 * (SIDE**2 // 2 + 1))
+
+
+def test_text_only() -> None:
+    found = cost(llava_next(), [], text_tokens=9, keep=GPrune(0.3))
+    flops = {"vision": 0, "projector": 0, "selection": 0, "prefill": language_flops(9, 9)}
+    assert found == Cost(0, 0, 9, flops, language_flops(1, 10), 2 * 2 * 2 * 6 * 9 * 4)
+
+
+def test_a_count_is_per_image_and_leaves_newlines_alone() -> None:
+    assert cost(llava_next(), [(30, 40), (30, 40)], 5, keep=20).kept_tokens == 2 * (20 + 6)
+    assert cost(llava_next(), [(30, 40)], 5, keep=10_000).kept_tokens == 70
+
+
+def test_scope_image_ranks_all_tokens_of_an_image_together() -> None:
+    found = cost(llava_next(), [(30, 40)], 5, keep=GPrune(0.3, scope="image"))
+    assert found.kept_tokens == int(0.3 * 64) + 6
+    assert found.flops["selection"] == 2 * 64**2 * 16 + 2 * 5 * 64**2
+
+
+@pytest.mark.parametrize("pruner", [Random(0.3), Uniform(0.3), L2Norm(0.3)])
+def test_only_the_graph_has_a_cost_of_its_own(pruner: Any) -> None:
+    assert cost(llava_next(), [(30, 40)], 5, keep=pruner) == cost(llava_next(), [(30, 40)], 5, keep=0.3)
+
+
+def test_a_model_costs_what_its_config_does_and_is_left_as_it_was() -> None:
+    net = AutoModelForImageTextToText.from_config(llava_next(), dtype=torch.bfloat16)
+    before = net.config.to_dict()
+    found = cost(net, [(30, 40)], 5)
+    assert found == cost(llava_next(dtype="bfloat16"), [(30, 40)], 5)
+    assert net.config.to_dict() == before
+    assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
+
+
+def test_named_architecture_has_the_published_sizes() -> None:
+    net = on_meta(architecture("llava-next-8b"))
+    language = sum(p.numel() for m in (net.model.language_model, net.lm_head) for p in m.parameters())
+    # Llama-3-8B has 8,030,261,248 parameters; the checkpoint pads its vocabulary by 64 rows, in and out
+    assert language == 8_030_261_248 + 2 * 64 * 4096
+    # CLIP ViT-L/14 at 336 pixels
+    assert sum(p.numel() for p in net.model.vision_tower.parameters()) == 303_507_456
+
+
+def test_the_papers_reduction() -> None:
+    full, pruned = (cost("llava-next-8b", [(480, 640)], 75, keep) for keep in (1.0, GPrune(0.3)))
+    assert 0.60 < 1 - pruned.total / full.total < 0.70
+    assert pruned.macs / 1e12 == pytest.approx(6.76, rel=0.01)
+    assert pruned.flops["selection"] < 0.003 * pruned.total
+
+
+@pytest.mark.parametrize("keep", [0, 0.0, -0.5, 1.5, float("nan")])
+def test_keep_out_of_range(keep: float) -> None:
+    for sizes in ([(30, 40)], []):
+        with pytest.raises(ValueError, match="keep="):
+            cost(llava_next(), sizes, 5, keep=keep)
+
+
+@pytest.mark.parametrize("keep", [True, "0.3", None])
+def test_keep_of_a_wrong_type(keep: Any) -> None:
+    with pytest.raises(TypeError, match="keep="):
+        cost(llava_next(), [(30, 40)], 5, keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text_tokens", "error", "message"),
+    [
+        ([(0, 40)], 5, ValueError, "image height=0"),
+        ([(30, 40), (30, -1)], 5, ValueError, "image width=-1"),
+        ([(30.5, 40)], 5, TypeError, "image height=30.5"),
+        ([(30, 40, 3)], 5, ValueError, "not a pair"),
+        ([(30, 40)], 0, ValueError, "text_tokens=0"),
+        ([], True, TypeError, "text_tokens=True"),
+    ],
+)
+def test_bad_sizes_and_counts(sizes: Any, text_tokens: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cost(llava_next(), sizes, text_tokens)
+
+
+def test_unknown_models_name_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'llava-9000' is unknown; known are llava-next-8b"):
+        cost("llava-9000", [(30, 40)], 5)
+    with pytest.raises(ValueError, match=r"'qwen2_vl'.* supported .* llava_onevision"):
+        cost(Qwen2VLConfig(), [(30, 40)], 5)
+    with pytest.raises(ValueError, match="Pixtral"):
+        cost(LlavaConfig(vision_config=PixtralVisionConfig(**VISION), text_config=llama()), [(30, 40)], 5)
+
+
+def test_features_that_do_not_fit_the_expected_layout_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_tall = Tiling(tiles=5, base=(SIDE, SIDE), grid=(7, 8))
+    monkeypatch.setattr("gprune.cost.tiling", lambda config, size: too_tall)
+    with pytest.raises(RuntimeError, match=r"makes 70 visual tokens .* 7 newlines"):
+        cost(llava_next(), [(30, 40)], 5)
+
+
+def test_the_docs_show_the_committed_results() -> None:
+    root = Path(__file__).parents[1]
+    results = (root / "benchmarks/results/cost_llava_next_8b.md").read_text().splitlines()
+    shown = (root / "docs/cost.md").read_text().split("## LLaVA-NeXT-8B")[1].splitlines()
+    rows = [line for line in shown if line.startswith("|")]
+    assert len(rows) > 10
+    assert set(rows) <= set(results)
