@@ -64,9 +64,7 @@ def skip_replayed(call: dict[str, Any], state: CacheState, cached: int) -> dict[
     expected = state.next_position + cached - state.mask.shape[1]
     if int(positions[..., 0, first].max()) >= int(expected[..., 0, :].max()):
         return call
-    aligned = {
-        name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None
-    }
+    aligned = {name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None}
     return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
 
 
@@ -97,9 +95,7 @@ def read_columns(call: dict[str, Any], state: CacheState, cached: int) -> Column
     return Columns(torch.cat([known, decoded], dim=1), new, positions)
 
 
-def drop_columns(
-    call: dict[str, Any], columns: Columns, drop: Tensor, filler: int
-) -> tuple[dict[str, Any], Columns]:
+def drop_columns(call: dict[str, Any], columns: Columns, drop: Tensor, filler: int) -> tuple[dict[str, Any], Columns]:
     """A call without the tokens that are True in `drop`.
 
     Rows can lose different numbers of tokens: they are padded where the caller padded, else on the left.

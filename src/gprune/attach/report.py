@@ -59,9 +59,7 @@ def report_images(
         reports.append(
             ImageReport(
                 kept=own,
-                views=tuple(
-                    replace(v, rows=v.rows.cpu() - start, image=0) for v in views if v.image == image
-                ),
+                views=tuple(replace(v, rows=v.rows.cpu() - start, image=0) for v in views if v.image == image),
                 scores=None if scores is None else scores[start:end],
                 n_before=size,
                 n_after=len(own),

@@ -65,7 +65,7 @@ def rewrite_call(
     if numbering == "contiguous":
         count = drop.cumsum(dim=1)
         shift, positions = shift + count[:, -1:], positions - count
-    columns = replace(columns, positions=positions.clamp(min=0))
+    columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
     if drop.any():
         call, columns = drop_columns(call, columns, drop, filler=_text_token(model))

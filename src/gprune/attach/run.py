@@ -163,7 +163,5 @@ def _run_in_force(model: PreTrainedModel) -> Run | None:
 def _without_ids(needed: bool) -> None:
     message = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
     if needed:
-        raise ValueError(
-            f"{message}; images cannot be pruned so, nor a pruned cache continued; pass input_ids"
-        )
+        raise ValueError(f"{message}; images cannot be pruned so, nor a pruned cache continued; pass input_ids")
     warnings.warn(f"{message}; nothing is pruned in this call; pass input_ids and pixel_values", stacklevel=2)

@@ -33,9 +33,7 @@ class BatchSelection:
 
 
 @torch.no_grad()
-def select_images(
-    pruner: Pruner, layout: Layout, model: PreTrainedModel, features: Sequence[Tensor]
-) -> BatchSelection:
+def select_images(pruner: Pruner, layout: Layout, model: PreTrainedModel, features: Sequence[Tensor]) -> BatchSelection:
     """Prune all images of a call at once.
 
     Args:

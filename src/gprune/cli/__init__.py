@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -23,18 +26,22 @@ for command in (ask, show, scenes, cost):
     app.command()(command)
 
 
-def main() -> None:
-    """Run the command line; errors are one line on standard error, never a traceback."""
-    try:
-        app()
-    except WrongInput as error:
-        _fail(error, 2)
-    except KeyboardInterrupt:
-        sys.exit(1)
-    except Exception as error:
-        _fail(error, 1)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; warnings and errors are one line on standard error, never a traceback.
+
+    Args:
+        arguments: what follows the program's name; those of the process when None.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(message)
+        try:
+            app(arguments)
+        except Exception as error:
+            _say(error)
+            sys.exit(2 if isinstance(error, WrongInput) else 1)
+    sys.exit(0)
 
 
-def _fail(error: Exception, code: int) -> None:
-    print(f"gprune: {error or type(error).__name__}", file=sys.stderr)
-    sys.exit(code)
+def _say(message: Exception | str) -> None:
+    text = " ".join(str(message).split()) or type(message).__name__
+    print(f"gprune: {text}", file=sys.stderr)

@@ -5,36 +5,33 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from gprune.cli.models import EMBEDDED, build_inputs, load
 from gprune.cli.options import (
-    EMBEDDED,
     AsJson,
     Keeps,
     Methods,
     Model,
+    WrongInput,
     check_output,
     checking_input,
-    load,
     print_json,
-    read_keep,
-    read_list,
-    read_pruner,
+    read_pruners,
 )
-from gprune.cli.prompt import build_inputs
-from gprune.images import open_image
-from gprune.pruners.base import Pruner
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gprune.cost import Cost
+    from gprune.pruners import Pruner
 
 
 def ask(
-    images: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="IMAGE...")],
-    question: Annotated[str, typer.Argument(help="What to ask about them.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
+    question: Annotated[str, typer.Argument(help="What to ask about them.", metavar="QUESTION")],
     model: Model = EMBEDDED,
     method: Methods = "gprune",
     keep: Keeps = "0.3",
@@ -47,42 +44,59 @@ def ask(
 
     Example: `gprune ask photo.jpg "what color is the star?" --keep 0.3 --compare --picture kept.png`
     """
-    keeps = read_list(keep, "keep", read_keep)
-    pruners = [read_pruner(name, k) for name in method.split(",") for k in keeps]
-    with checking_input():
-        pictures = [open_image(path) for path in images]
+    runs: list[tuple[str, Pruner | None]] = [("none", None)] if compare else []
+    runs += read_pruners(method, keep)
+    if not question.strip():
+        raise WrongInput("the question is empty; accepted is any text; write it after the pictures, in quotes")
     if picture is not None:
         check_output(picture, ".png")
+    with checking_input():
+        from gprune.images import open_image
+
+        pictures = [open_image(path) for path in images]
+        if picture is not None:
+            from gprune.draw import centre_crop, draw
     net, processor = load(model)
     inputs = build_inputs(net, processor, pictures, question)
-    out = Console(highlight=False)
     rows, reports = [], []
-    for pruner in ([None] if compare else []) + pruners:
+    for name, pruner in runs:
+        spent = _cost(net, inputs, [(each.height, each.width) for each in pictures], pruner)
         if not as_json:
-            out.print(f"[bold]{_title(pruner)}[/bold]", end=" ")
-        with checking_input():  # the model may be of a family that cannot be pruned
-            run = None if pruner is None else pruner.attach(net)
-        with nullcontext() if run is None else run:
+            print(f"{name}{'' if pruner is None else f' keep={pruner.keep}'}: ", end="")
+        with nullcontext() if pruner is None else pruner.attach(net) as run:
             answer, seconds = _answer(net, processor, inputs, max_new_tokens, stream=not as_json)
         if run is not None and pruner is not None:
-            reports.append((_title(pruner), run.images[0]))
-        kept = None if run is None else sum(report.n_after for report in run.images)
-        rows.append(_row(net, inputs, pictures, pruner, kept, answer, seconds))
+            reports.append((f"{name} keep={pruner.keep}", run.images[0]))
+        rows.append(
+            {
+                "method": name,
+                "keep": 1.0 if pruner is None else pruner.keep,
+                "answer": answer,
+                "visual_tokens": spent.visual_tokens,
+                "kept_tokens": spent.kept_tokens if run is None else sum(report.n_after for report in run.images),
+                "prompt_tokens": spent.prompt_tokens,
+                "flops": spent.total,
+                "kv_bytes": spent.kv_bytes,
+                "seconds": round(seconds, 4),
+            }
+        )
     if picture is not None:
-        from gprune.draw import draw
-
-        draw(pictures[0], reports).save(picture)
+        draw(pictures[0], reports, box=centre_crop(processor, pictures[0].size)).save(picture)
     if as_json:
         print_json(rows)
     else:
-        out.print(_table(rows))
+        _print_table(rows)
 
 
-def _title(pruner: Pruner | None) -> str:
-    return "unpruned:" if pruner is None else f"{pruner.name} keep={pruner.keep}:"
+def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
+    from gprune.cost import cost
+
+    ids = inputs["input_ids"]
+    visual = int((ids == model.config.image_token_id).sum())
+    with checking_input():
+        return cost(model, sizes, ids.shape[1] - visual, 1.0 if pruner is None else pruner)
 
 
-@torch.no_grad()
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, stream: bool) -> tuple[str, float]:
     from transformers import TextStreamer
 
@@ -94,35 +108,10 @@ def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, stream
     return answer.strip(), seconds
 
 
-def _row(
-    model: Any,
-    inputs: Any,
-    pictures: list[Image.Image],
-    pruner: Pruner | None,
-    kept: int | None,
-    answer: str,
-    seconds: float,
-) -> dict[str, Any]:
-    from gprune.cost import cost
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
 
-    ids = inputs["input_ids"]
-    visual = int((ids == model.config.image_token_id).sum())
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    spent = cost(model, sizes, ids.shape[1] - visual, 1.0 if pruner is None else pruner)
-    return {
-        "method": "none" if pruner is None else pruner.name,
-        "keep": 1.0 if pruner is None else pruner.keep,
-        "answer": answer,
-        "visual_tokens": visual,
-        "kept_tokens": visual if kept is None else kept,
-        "prompt_tokens": spent.prompt_tokens,
-        "flops": spent.total,
-        "kv_bytes": spent.kv_bytes,
-        "seconds": round(seconds, 4),
-    }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(caption="FLOPs and KV cache: up to the first new token. Seconds: the whole answer.")
     for column in ("method", "keep", "visual tokens", "prompt tokens", "GFLOPs", "KV cache", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -136,4 +125,4 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['kv_bytes'] / 2**20:,.2f} MiB",
             f"{row['seconds']:.2f}",
         )
-    return table
+    Console(highlight=False).print(table)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from gprune.cli.options import (
-    AsJson,
-    Keeps,
-    Methods,
-    WrongInput,
-    checking_input,
-    print_json,
-    read_keep,
-    read_list,
-    read_pruner,
-)
+from gprune.cli.models import read_config
+from gprune.cli.options import AsJson, Keeps, Methods, checking_input, print_json, read_list, read_pruners
+
+if TYPE_CHECKING:
+    from gprune.pruners import Pruner
 
 
 def cost(

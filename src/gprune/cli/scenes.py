@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gprune.cli.models import EMBEDDED, load
 from gprune.cli.options import (
-    EMBEDDED,
     AsJson,
     Keeps,
     Methods,
     Model,
     WrongInput,
     check_output,
-    checking_input,
-    errors,
-    load,
     print_json,
-    read_keep,
-    read_list,
-    read_pruner,
+    read_pruners,
 )
-from gprune.pruners.base import Pruner
+
+if TYPE_CHECKING:
+    from gprune.pruners import Pruner
 
 
 def scenes(

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
+from gprune.cli.models import EMBEDDED, build_inputs, load
 from gprune.cli.options import (
-    EMBEDDED,
     AsJson,
     Keeps,
     Methods,
     Model,
     check_output,
     checking_input,
-    errors,
-    load,
     print_json,
-    read_keep,
     read_list,
-    read_pruner,
+    read_pruners,
 )
-from gprune.cli.prompt import build_inputs
-from gprune.images import open_image
-from gprune.pruners import GPrune
-from gprune.pruners.base import Pruner
+
+if TYPE_CHECKING:
+    from gprune.attach import ImageReport
+    from gprune.pruners import Pruner
 
 
 def show(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[Path, typer.Argument(help="A picture.", metavar="IMAGE")],
     keep: Keeps = "0.5,0.3,0.1",
     iterations: Annotated[
         str | None,
@@ -45,38 +42,38 @@ def show(
 
     Example: `gprune show photo.jpg --keep 0.5,0.3,0.1 --iterations 0,1,2,5 -o kept.png`
     """
-    keeps = read_list(keep, "keep", read_keep)
-    pruners = [read_pruner(name, k) for name in method.split(",") for k in keeps]
-    steps = read_list(iterations, "iterations", int) if iterations else []
-    with checking_input():
-        heat = [GPrune(iterations=t) for t in steps]
-        picture = open_image(image)
+    pruners = read_pruners(method, keep)
+    steps = [] if iterations is None else read_list(iterations, "iterations", int)
     check_output(output, ".png")
-    net, processor = load(model)
-    from gprune.draw import centre_crop, draw
-
-    inputs = build_inputs(net, processor, [picture], "describe the picture.")
-    kept = [(f"{p.name} keep={p.keep}", _report(net, inputs, p)) for p in pruners]
-    warm = [(f"{t} iterations", _report(net, inputs, p)) for t, p in zip(steps, heat, strict=True)]
-    draw(picture, kept, warm, box=centre_crop(processor, picture.size)).save(output)
-    if as_json:
-        print_json([_row(pruner, report) for pruner, (_, report) in zip(pruners, kept, strict=True)])
-    else:
-        errors.print(f"wrote {output}")
-
-
-@torch.no_grad()
-def _report(model: Any, inputs: Any, pruner: Pruner) -> Any:
     with checking_input():
-        run = pruner.attach(model)
-    with run:
+        from gprune.images import open_image
+        from gprune.pruners import GPrune
+
+        scorers = [GPrune(iterations=step) for step in steps]
+        picture = open_image(image)
+        from gprune.draw import centre_crop, draw
+    net, processor = load(model)
+    inputs = build_inputs(net, processor, [picture], "describe the picture.")
+    kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]
+    scores = [(f"scores, {scorer.iterations} iterations", _report(net, inputs, scorer)) for scorer in scorers]
+    draw(picture, kept, scores, box=centre_crop(processor, picture.size)).save(output)
+    if as_json:
+        print_json([_row(name, p, report) for (name, p), (_, report) in zip(pruners, kept, strict=True)])
+    else:
+        print(f"wrote {output}", file=sys.stderr)
+
+
+def _report(model: Any, inputs: Any, pruner: Pruner) -> ImageReport:
+    import torch
+
+    with torch.no_grad(), pruner.attach(model) as run:
         model(**inputs, use_cache=False, logits_to_keep=1)
     return run.images[0]
 
 
-def _row(pruner: Pruner, report: Any) -> dict[str, Any]:
+def _row(name: str, pruner: Pruner, report: ImageReport) -> dict[str, Any]:
     return {
-        "method": pruner.name,
+        "method": name,
         "keep": pruner.keep,
         "visual_tokens": report.n_before,
         "kept_tokens": report.n_after,

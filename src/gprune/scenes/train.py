@@ -35,10 +35,10 @@ class Recipe:
 
     seed: int = 0
     batch_size: int = 16
-    tower_steps: int = 1600
-    align_steps: int = 1600
-    joint_steps: int = 3000
-    tower_rate: float = 1.5e-3
+    tower_steps: int = 2000
+    align_steps: int = 1000
+    joint_steps: int = 1500
+    tower_rate: float = 2e-3
     align_rate: float = 2e-3
     joint_rate: float = 1e-3
     warmup_steps: int = 100
@@ -112,30 +112,37 @@ class Trainer:
         self.phase = phase
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(phase == "joint" or ("vision_tower" in name) == (phase == "tower"))
-        tower = [p for p in self.tower.parameters() if p.requires_grad]
-        rest = [p for n, p in self.model.named_parameters() if p.requires_grad and "vision_tower" not in n]
-        if phase == "tower":
-            tower += list(self.heads.parameters())
-        groups = [
-            {"params": tower, "share": 1.0 if phase == "tower" else 0.4},
-            {"params": rest, "share": 1.0},
+        self.optimizers = [
+            torch.optim.Muon(self._groups(matrices=True), lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(self._groups(matrices=False), lr=0.0, betas=(0.9, 0.98), weight_decay=0.02),
         ]
-        groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02)
+
+    def _groups(self, matrices: bool) -> list[dict[str, Any]]:
+        """What is trained, and at which share of the rate: the hidden layers' matrices, or everything else."""
+        trained: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            hidden = ".layers." in name and parameter.ndim == 2
+            if parameter.requires_grad and hidden == matrices:
+                share = 0.4 if self.phase == "joint" and "vision_tower" in name else 1.0
+                trained.setdefault(share, []).append(parameter)
+        if self.phase == "tower" and not matrices:
+            trained[1.0] += self.heads.parameters()
+        return [{"params": parameters, "share": share} for share, parameters in trained.items()]
 
     def train_step(self, batch: Batch) -> float:
         phase, rate, _ = self.recipe.phase(self.step)
         if phase != self.phase:
             self._enter(phase)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = rate * group["share"]
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self._dense(batch)[0] if phase == "tower" else self._answers(batch)[0]
-        self.optimizer.zero_grad()
         loss.backward()
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return float(loss.detach())
 
@@ -182,7 +189,7 @@ class Trainer:
             "phase": self.phase,
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
@@ -192,7 +199,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self._enter(state["phase"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
 
 

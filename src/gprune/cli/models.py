@@ -1,0 +1,88 @@
+"""Models by name, and one question about some pictures as they want it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gprune.cli.options import WrongInput, checking_input
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EMBEDDED = "embedded"
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Load a model that can be pruned and its processor, on the GPU if there is one.
+
+    Raises:
+        WrongInput: no such checkpoint, or one that is damaged, of another family or without a chat template.
+    """
+    import torch
+    import transformers
+
+    from gprune.attach.support import layout_of
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == EMBEDDED:
+        from gprune.scenes.model import load_embedded
+
+        return load_embedded(device)
+    _check_family(name, read_config(name))
+    with _reading(name):
+        processor = transformers.AutoProcessor.from_pretrained(name)
+        if getattr(processor, "chat_template", None) is None:
+            raise ValueError("it has no chat template")
+        model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+    with checking_input():
+        layout_of(model)
+    return model.eval().to(device), processor
+
+
+def read_config(name: str) -> Any:
+    """The config of a checkpoint, without its weights."""
+    from transformers import AutoConfig
+
+    if name == EMBEDDED:
+        from gprune.scenes.model import build_config
+
+        return build_config()
+    with _reading(name):
+        return AutoConfig.from_pretrained(name)
+
+
+def build_inputs(model: Any, processor: Any, pictures: list[Image.Image], question: str) -> Any:
+    """Tensors of one prompt on the model's device: the pictures, then the question, in the chat template."""
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
+    content.append({"type": "text", "text": question})
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(images=pictures, text=prompt, return_tensors="pt").to(model.device, model.dtype)
+
+
+def _check_family(name: str, config: Any) -> None:
+    """Refuse a model of another family before its weights are read, or downloaded."""
+    from gprune.attach.layouts import LAYOUTS
+
+    if config.model_type not in LAYOUTS:
+        raise WrongInput(
+            f"--model {name} has model_type {config.model_type!r}; model types that can be pruned are "
+            f"{', '.join(LAYOUTS)}; give a checkpoint of one of them"
+        )
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WrongInput(
+            f"--model {name} cannot be loaded ({reason}); accepted are {EMBEDDED}, and the hub id or the folder of an "
+            f"instruction-tuned image-text-to-text checkpoint with its processor; check the name"
+        ) from error

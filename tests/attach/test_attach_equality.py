@@ -1,0 +1,139 @@
+"""A pruned model against a full recompute on hand-made embeddings and position ids, for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import BATCH, FAMILIES, IMAGE, Family, prompt_of
+from reference import encode, greedy, kept_prompts, kept_rows, text_logits
+from torch.nn.functional import cross_entropy
+
+from gprune.pruners import GPrune, L2Norm, Pruner, Uniform
+
+STEPS = 9  # the prefill and 8 decode steps
+LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+close = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+def pruners(positions: str) -> list[Pruner]:
+    return [GPrune(keep=0.4, positions=positions), Uniform(keep=7, positions=positions)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_generation_equals_full_recompute(family: Family, attention: str) -> None:
+    model, inputs = family.model(attention), family.inputs()
+    length = inputs["input_ids"].shape[1]
+    expected = {}
+    for positions in ("original", "contiguous"):
+        for pruner in pruners(positions):
+            runs = [greedy(model, prompt, STEPS) for prompt in kept_prompts(family, model, pruner, inputs)]
+            expected[positions] = logits = torch.stack([logits for logits, _ in runs])
+            with pruner(model):
+                output = model.generate(**inputs, max_new_tokens=STEPS, **LOGITS)
+            torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
+            assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
+            assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
+            assert output.past_key_values.get_seq_length() < length
+    pictures = expected["original"][:2] - expected["contiguous"][:2]
+    assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_forward_and_decoding_by_hand_equal_full_recompute(family: Family, positions: str) -> None:
+    model, inputs, pruner = family.model(), family.inputs(), GPrune(keep=0.4, positions=positions)
+    runs = [greedy(model, prompt, STEPS) for prompt in kept_prompts(family, model, pruner, inputs)]
+    mask = inputs["attention_mask"]
+    with pruner(model):
+        output = model(**inputs)
+        logits, cache = [output.logits[:, -1]], output.past_key_values
+        while len(logits) < STEPS:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            token = logits[-1].argmax(-1, keepdim=True)
+            output = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+            logits.append(output.logits[:, -1])
+    torch.testing.assert_close(torch.stack(logits, 1), torch.stack([logits for logits, _ in runs]), **close)
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_loss_and_gradient_with_right_padding(family: Family, positions: str) -> None:
+    model, inputs = family.model(), family.inputs(side="right")
+    pruner = L2Norm(keep=0.4, positions=positions)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+    weight = next(model.model.multi_modal_projector.parameters())
+
+    predicted, wanted = [], []
+    for row, prompt in enumerate(kept_prompts(family, model, pruner, inputs)):
+        predicted.append(text_logits(model, prompt)[:-1])
+        wanted.append(labels[row][: len(prompt.kept)][prompt.kept][1:])
+    loss = cross_entropy(torch.cat(predicted), torch.cat(wanted))
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.abs().max() > 1e-3
+
+    with pruner(model):
+        output = model(**inputs, labels=labels, use_cache=False)
+    torch.testing.assert_close(output.loss, loss, **close)
+    torch.testing.assert_close(torch.autograd.grad(output.loss, weight)[0], gradient, **close)
+
+
+@torch.no_grad()
+def test_keeping_everything_changes_no_bit(family: Family) -> None:
+    model, inputs = family.model(), family.inputs()
+    arguments = {**inputs, **LOGITS, "max_new_tokens": 4}
+    for settings in ({}, {"use_cache": False}, {"cache_implementation": "static", "disable_compile": True}):
+        stock, stock_forward = model.generate(**arguments, **settings), model(**inputs)
+        with GPrune(keep=1.0)(model) as run:
+            output, forward = model.generate(**arguments, **settings), model(**inputs)
+        assert all(map(torch.equal, output.logits, stock.logits))
+        assert torch.equal(forward.logits, stock_forward.logits)
+        assert all(image.n_after == image.n_before for image in run.images)
+        assert len(run.images) == 3
+
+
+@torch.no_grad()
+def test_batch_of_n_equals_n_batches_of_one(family: Family) -> None:
+    model, inputs = family.model(), family.inputs()
+    length = inputs["input_ids"].shape[1]
+    with GPrune(keep=0.4)(model) as run:
+        output = model.generate(**inputs, max_new_tokens=4, **LOGITS)
+        reports = iter(run.images)
+        for row, sizes in enumerate(BATCH):
+            prompt = prompt_of(inputs, row)
+            alone = model.generate(**prompt, max_new_tokens=4, **LOGITS)
+            logits = torch.stack([step[row] for step in output.logits])
+            torch.testing.assert_close(logits, torch.cat(alone.logits), **close)
+            own = alone.sequences[0, prompt["input_ids"].shape[1] :]
+            assert torch.equal(output.sequences[row, length:], own)
+            for report in run.images if sizes else []:
+                assert torch.equal(next(reports).kept, report.kept)
+
+
+@torch.no_grad()
+def test_report_of_every_image(family: Family) -> None:
+    model, inputs, pruner = family.model(), family.inputs(), GPrune(keep=0.4)
+    with pruner(model) as run:
+        assert run.images == []
+        model.generate(**inputs, max_new_tokens=1)
+    sizes = [size for prompt in BATCH for size in prompt]
+    assert len(run.images) == len(sizes)
+    for report, features, size in zip(run.images, encode(model, inputs), sizes, strict=True):
+        count, views = family.layout(size)
+        assert torch.equal(report.kept, kept_rows(family, pruner, features, size))
+        assert (report.n_before, report.n_after) == (count, len(report.kept))
+        assert report.grid == tuple(grid for _, grid in views)
+        assert [view.rows.tolist() for view in report.views] == [rows for rows, _ in views]
+        alone = pruner.select(family.tokens(features, size))
+        assert report.scores is not None and alone.scores is not None and alone.edge_share is not None
+        torch.testing.assert_close(report.scores, alone.scores, equal_nan=True, **close)
+        pairs = torch.tensor([len(rows) * (len(rows) - 1) for rows, _ in views])
+        share = (alone.edge_share * pairs).sum() / pairs.sum()
+        assert report.edge_share == pytest.approx(share.item(), abs=1e-6)
