@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageDraw
 
 from gprune.attach import ImageReport
-from gprune.tokens import View
 
 try:
-    from matplotlib.axes import Axes
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError("drawing needs matplotlib, which is not installed; pip install 'gprune[draw]'") from error
 
 Titled = tuple[str, ImageReport]
 Box = tuple[float, float, float, float]
-_GREY = np.array([235, 235, 235], dtype=np.float32)
-_LONGEST = 480  # pixels that the longer side of a panel is drawn with, at least
+_FADED = 0.85  # share of light grey in what was dropped
+_HEAT = 0.65  # share of the heatmap's colour over the grey picture
+_LONGEST = 480  # pixels of the longer side of a panel
+_STEEPEST = 5.0  # sides of a panel in proportion to each other; a longer picture is drawn squeezed
+_PANEL = 2.3  # inches: the side of a square panel
 
 
 def draw(
@@ -32,41 +34,36 @@ def draw(
     """Draw reports of one picture side by side, each view of the picture in a row of its own.
 
     Args:
-        picture: the picture as the processor got it.
-        kept: title and report of every panel that greys out what was dropped.
-        scores: title and report of every panel that shows the scores as a heatmap.
+        picture: the picture as the processor got it, RGB.
+        kept: title and report of every panel that greys out what was dropped. The picture stands beside them,
+            ruled into the patches of the view.
+        scores: title and report of every panel that shows the scores as a heatmap, bright where high. Its colours
+            span the 2nd to the 98th percentile of the view's scores.
         box: (left, top, right, bottom) in pixels of what the views cover; the whole picture when None.
 
+    Returns:
+        An RGB picture.
+
     Raises:
-        ValueError: nothing to draw, a view whose grid is unknown, or a heatmap of a method without scores.
+        ValueError: nothing to draw, reports of different pictures, a view whose grid is unknown, or a heatmap of a
+            method without scores.
     """
-    if not kept and not scores:
-        raise ValueError("there is nothing to draw; accepted is at least one report; pass one in `kept` or `scores`")
-    views = [view for view in (kept or scores)[0][1].views if len(view)]
-    rows = [(view, kept, False) for view in views if kept] + [(view, scores, True) for view in views if scores]
-    width = 1 + max(len(kept), len(scores))
-    panel = 2.6
-    height = panel * max(0.45, min(2.2, picture.height / picture.width))
-    figure = Figure(figsize=(panel * width, (height + 0.45) * len(rows)), layout="constrained", dpi=110)
-    axes: Any = figure.subplots(len(rows), width, squeeze=False)
-    large = _enlarged(picture)
-    zoom = large.width / picture.width
-    area = tuple(side * zoom for side in (box or (0, 0, *picture.size)))
-    for row, (view, panels, heat) in enumerate(rows):
-        for axis in axes[row]:
-            axis.set_axis_off()
-        _label(axes[row][0], large, view, first=row == 0)
-        for axis, (title, report) in zip(axes[row][1:], panels, strict=False):
-            own = next(v for v in report.views if torch.equal(v.rows, view.rows))
-            grid = _grid(own)
-            if heat:
-                _draw_scores(axis, large, report, own, grid, area)
-                axis.set_title(title, fontsize=9)
-            else:
-                mask = torch.isin(own.rows, report.kept).reshape(grid)
-                axis.imshow(_greyed(large, mask, area))
-                axis.set_title(f"{title}\n{int(mask.sum())} of {mask.numel()}", fontsize=9)
-    return _rendered(figure)
+    grids = _check([report for _, report in (*kept, *scores)], [report for _, report in scores])
+    canvas, area = _canvas(picture, box or (0, 0, *picture.size))
+    bands: list[tuple[str, list[tuple[str, Image.Image]]]] = []
+    for i, grid in grids.items():
+        panels = [("the picture", _ruled(canvas, grid, area))]
+        for title, report in kept:
+            mask = torch.isin(report.views[i].rows, report.kept).reshape(grid).numpy()
+            panels.append((f"{title}\n{mask.sum()} of {mask.size}", _faded(canvas, mask, area)))
+        bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if kept else []
+    for i, grid in grids.items():
+        panels = []
+        for title, report in scores:
+            assert report.scores is not None
+            panels.append((title, _heated(canvas, report.scores[report.views[i].rows].reshape(grid).numpy(), area)))
+        bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if scores else []
+    return _sheet(bands, canvas.height / canvas.width)
 
 
 def centre_crop(processor: Any, size: tuple[int, int]) -> Box | None:
@@ -79,71 +76,93 @@ def centre_crop(processor: Any, size: tuple[int, int]) -> Box | None:
     return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
 
 
-def _grid(view: View) -> tuple[int, int]:
-    if view.grid is None:
-        raise ValueError(
-            f"the layout of a view of {len(view)} tokens is unknown, so its patches have no place to be drawn"
-        )
-    return view.grid
+def _check(reports: Sequence[ImageReport], scored: Sequence[ImageReport]) -> dict[int, tuple[int, int]]:
+    """The grid of each view that has tokens, by its number."""
+    if not reports:
+        raise ValueError("there is nothing to draw; accepted is at least one report; pass one in `kept` or `scores`")
+    views = reports[0].views
+    if any(report.grid != reports[0].grid for report in reports):
+        raise ValueError("the reports are of different pictures; accepted are reports of one; draw the others apart")
+    if any(report.scores is None for report in scored):
+        raise ValueError("this method gives no scores to draw; accepted are methods that score tokens, such as G-Prune")
+    for view in views:
+        if view.grid is None:
+            raise ValueError(
+                f"the layout of a view of {len(view)} tokens is unknown, so its patches have no place in the picture; "
+                f"accepted are models whose vision tower makes a grid of patches"
+            )
+    return {i: view.grid for i, view in enumerate(views) if view.grid is not None and len(view)}
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    factor = max(1, round(_LONGEST / max(picture.size)))
-    if factor == 1:
-        small = picture.copy()
-        small.thumbnail((2 * _LONGEST, 2 * _LONGEST))
-        return small
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
+def _canvas(picture: Image.Image, box: Box) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The picture at the size of a panel, and the whole pixels of it that `box` covers."""
+    width, height = picture.size
+    ratio = min(max(height / width, 1 / _STEEPEST), _STEEPEST)
+    size = (_LONGEST, round(_LONGEST * ratio)) if ratio <= 1 else (round(_LONGEST / ratio), _LONGEST)
+    left, right = (round(side * size[0] / width) for side in box[::2])
+    top, bottom = (round(side * size[1] / height) for side in box[1::2])
+    left, top = min(left, size[0] - 1), min(top, size[1] - 1)
+    area = (left, top, max(left + 1, right), max(top + 1, bottom))
+    # Small pictures keep their pixels as squares, so that no smooth edge is drawn that the model never saw.
+    smooth = Image.Resampling.NEAREST if max(picture.size) < _LONGEST / 4 else Image.Resampling.LANCZOS
+    return picture.resize(size, smooth), area
 
 
-def _label(axis: Axes, picture: Image.Image, view: View, first: bool) -> None:
-    rows, cols = _grid(view)
-    if first:
-        axis.imshow(picture)
-        axis.set_title("picture", fontsize=9)
-        axis.text(0.5, -0.06, f"view {rows} x {cols}", transform=axis.transAxes, ha="center", va="top", fontsize=9)
-    else:
-        axis.text(0.5, 0.5, f"view {rows} x {cols}", transform=axis.transAxes, ha="center", va="center", fontsize=9)
-
-
-def _placed(values: np.ndarray, size: tuple[int, int], area: Sequence[float], outside: float) -> np.ndarray:
-    """Spread a grid of values over its area of a picture of (width, height)."""
-    left, top, right, bottom = (round(side) for side in area)
-    canvas = np.full((size[1], size[0]), outside, dtype=np.float32)
-    patch = Image.fromarray(values.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
-    canvas[top:bottom, left:right] = np.asarray(patch)
+def _placed(values: np.ndarray, size: tuple[int, int], area: tuple[int, int, int, int]) -> np.ndarray:
+    """Spread a grid of numbers over its area of a picture of (width, height): float32 [height, width], NaN outside."""
+    left, top, right, bottom = area
+    canvas = np.full((size[1], size[0]), np.nan, dtype=np.float32)
+    patches = Image.fromarray(values.astype(np.float32))
+    canvas[top:bottom, left:right] = np.asarray(patches.resize((right - left, bottom - top), Image.Resampling.NEAREST))
     return canvas
 
 
-def _greyed(picture: Image.Image, mask: Tensor, area: Sequence[float]) -> np.ndarray:
-    pixels = np.asarray(picture, dtype=np.float32)
-    kept = _placed(mask.numpy(), picture.size, area, outside=0.0)[..., None]
-    faded = 0.12 * pixels + 0.88 * _GREY
-    return (kept * pixels + (1 - kept) * faded).astype(np.uint8)
+def _blended(picture: np.ndarray, colour: np.ndarray | float, share: np.ndarray | float) -> Image.Image:
+    return Image.fromarray(np.rint(picture * (1 - share) + colour * share).astype(np.uint8))
 
 
-def _draw_scores(
-    axis: Axes,
-    picture: Image.Image,
-    report: ImageReport,
-    view: View,
-    grid: tuple[int, int],
-    area: Sequence[float],
-) -> None:
-    if report.scores is None:
-        raise ValueError("this method gives no scores to draw; accepted are methods that score tokens, such as G-Prune")
-    values = report.scores[view.rows].reshape(grid).numpy()
-    low, high = float(values.min()), float(values.max())
-    values = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    axis.imshow(picture.convert("L"), cmap="gray")
-    heat = _placed(values, picture.size, area, outside=np.nan)
-    axis.imshow(heat, cmap="inferno", alpha=0.7, vmin=0, vmax=1)
+def _faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
+    """The picture with all but the patches of bool [rows, columns] `mask` nearly grey."""
+    kept = np.nan_to_num(_placed(mask, canvas.size, area))[..., None]
+    return _blended(np.asarray(canvas, dtype=np.float32), 235.0, _FADED * (1 - kept))
 
 
-def _rendered(figure: Figure) -> Image.Image:
+def _heated(canvas: Image.Image, values: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
+    """The picture in grey under the colours of the values [rows, columns]."""
+    low, high = np.quantile(values, (0.02, 0.98))
+    heat = _placed((values - low) / max(high - low, np.finfo(np.float32).tiny), canvas.size, area)
+    colour = 255 * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]
+    grey = np.asarray(canvas.convert("L").convert("RGB"), dtype=np.float32)
+    return _blended(grey, colour, _HEAT * np.isfinite(heat)[..., None])
+
+
+def _ruled(canvas: Image.Image, grid: tuple[int, int], area: tuple[int, int, int, int]) -> Image.Image:
+    """The picture under a thin raster of its patches."""
+    lines = Image.new("L", canvas.size)
+    pen = ImageDraw.Draw(lines)
+    left, top, right, bottom = area
+    for x in np.linspace(left, right - 1, grid[1] + 1).round().tolist():
+        pen.line((x, top, x, bottom - 1), fill=110)
+    for y in np.linspace(top, bottom - 1, grid[0] + 1).round().tolist():
+        pen.line((left, y, right - 1, y), fill=110)
+    return Image.composite(Image.new("RGB", canvas.size, "white"), canvas, lines)
+
+
+def _sheet(bands: Sequence[tuple[str, list[tuple[str, Image.Image]]]], ratio: float) -> Image.Image:
+    """Lay out titled panels of one size (height / width), a labelled row of them per band."""
+    width, height = _PANEL * ratio**-0.5, _PANEL * ratio**0.5
+    columns = max(len(panels) for _, panels in bands)
+    figure = Figure(figsize=((width + 0.1) * columns + 0.3, (height + 0.5) * len(bands)), layout="constrained", dpi=150)
+    axes: Any = figure.subplots(len(bands), columns, squeeze=False)
+    for row, (label, panels) in zip(axes, bands, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        row[0].text(-0.04, 0.5, label, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=8)
+        for axis, (title, pixels) in zip(row, panels, strict=False):
+            axis.imshow(pixels)
+            axis.set_title(
+                "\n".join(textwrap.fill(line, max(14, round(12 * width))) for line in title.split("\n")), fontsize=8
+            )
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    buffer.seek(0)
-    picture = Image.open(buffer)
-    picture.load()
-    return picture.convert("RGB")
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+    return Image.open(buffer).convert("RGB")

@@ -22,7 +22,7 @@ def open_image(path: str | Path) -> Image.Image:
     path = Path(path)
     accepted = "accepted are picture files such as PNG, JPEG, WebP or GIF"
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise UnreadableImage(f"{path} {what}; {accepted}; check the path")
     try:
         with warnings.catch_warnings():
@@ -37,19 +37,28 @@ def open_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError as error:
         reason = "is empty" if path.stat().st_size == 0 else "is not a picture, whatever its name says"
         raise UnreadableImage(f"{path} {reason}; {accepted}; check the file") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UnreadableImage(f"{path} is damaged ({error}); {accepted}; get the file again") from error
+    except Exception as error:  # a damaged file can make a decoder raise almost anything
+        raise UnreadableImage(f"{path} cannot be read ({error}); {accepted}; check the file or get it again") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The first frame, upright, as 8-bit RGB; 16-bit grey is scaled down and transparency put over white."""
+    """The first frame, upright, as 8-bit RGB; deeper grey is scaled down and transparency put over white."""
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        picture = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+        picture = _to_grey(picture)
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return picture.convert("RGB")
+
+
+def _to_grey(picture: Image.Image) -> Image.Image:
+    """8-bit grey of numbers from 0 up to the least usual white that covers them; of 65535 where all are 16-bit."""
+    values = np.asarray(picture, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are NaN or Inf")
+    peak = values.max(initial=0)
+    whites = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
+    white = next((each for each in whites if peak <= each), peak)
+    return Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))

@@ -23,8 +23,6 @@ from gprune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from gprune.cost import Cost
     from gprune.pruners import Pruner
 

@@ -33,19 +33,19 @@ def cost(
 
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
-    keeps = read_list(keep, "keep", read_keep)
-    pruners = [read_pruner(name, k) for name in method.split(",") for k in keeps]
+    runs: list[tuple[str, Pruner | None]] = [("none", None), *read_pruners(method, keep)]
     sizes = read_list(image_size, "image-size", _size)
-    config = _config(model)
+    from gprune.architectures import ARCHITECTURES
     from gprune.cost import cost as count
 
+    config = model if model in ARCHITECTURES else read_config(model)
     rows = []
-    for pruner in (None, *pruners):
+    for name, pruner in runs:
         with checking_input():
             spent = count(config, sizes, text_tokens, 1.0 if pruner is None else pruner)
         rows.append(
             {
-                "method": "none" if pruner is None else pruner.name,
+                "method": name,
                 "keep": 1.0 if pruner is None else pruner.keep,
                 "visual_tokens": spent.visual_tokens,
                 "kept_tokens": spent.kept_tokens,
@@ -60,7 +60,7 @@ def cost(
     if as_json:
         print_json(rows)
     else:
-        Console(highlight=False).print(_table(rows))
+        _print_table(rows)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -70,28 +70,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def _config(name: str) -> Any:
-    from transformers import AutoConfig
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
 
-    from gprune.architectures import ARCHITECTURES
-
-    if name in ARCHITECTURES:
-        return name
-    if name == "embedded":
-        from gprune.scenes.model import build_config
-
-        return build_config()
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WrongInput(
-            f"--model {name} is unknown ({reason}); accepted are embedded, {', '.join(ARCHITECTURES)}, a hub id, or the "
-            f"folder of a checkpoint"
-        ) from error
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(caption="FLOPs (2 per multiply-add) up to the first new token.")
     for column in (
         "method",
@@ -115,4 +97,4 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['flops_decode_step'] / 1e9:,.4g}",
             f"{row['kv_bytes'] / 2**20:,.1f} MiB",
         )
-    return table
+    Console(highlight=False).print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,27 +48,21 @@ def scenes(
     Example: `gprune scenes --method gprune,random --keep 0.5,0.3 --limit 140`
     """
     if sample is not None:
-        return _write_sample(sample, output)
-    keeps = read_list(keep, "keep", read_keep)
+        return _write_sample(sample, output, as_json)
     runs: list[tuple[str, Pruner | None]] = [("none", None)]
-    for name in method.split(","):
-        for k in keeps:
-            pruner = read_pruner(name, k)
-            runs += [(name, each) for each in _seeded(pruner, seeds)]
-    if output is not None:
-        check_output(output)
+    for name, given in read_pruners(method, keep):
+        runs += [(name, seeded) for seeded in _seeded(given, seeds)]
+    files = [] if output is None else _files(output)
     net, processor = load(model)
-    if model != EMBEDDED:
-        with checking_input():
-            for _, pruner in runs[1:2]:
-                assert pruner is not None
-                pruner.attach(net).detach()
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from gprune.scenes.benchmark import evaluate, examples, rows
 
     tests = list(examples("test", limit))
     table: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(runs) * len(tests))
         for name, pruner in runs:
             ratio: float = 1.0 if pruner is None else pruner.keep
@@ -82,9 +76,8 @@ def scenes(
                 progress=lambda done: progress.advance(task, done),
             )
             table += rows(name, ratio, getattr(pruner, "seed", None), outcomes)
-    if output is not None:
-        output.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-        output.with_suffix(".md").write_text(markdown(table))
+    for file, text in zip(files, (json.dumps(table, indent=1) + "\n", markdown(table)), strict=False):
+        file.write_text(text)
     if as_json:
         print_json(table)
     else:
@@ -98,8 +91,9 @@ def markdown(table: list[dict[str, Any]]) -> str:
         "| method | keep | tokens | " + " | ".join(categories) + " |",
         "|---|---|---|" + "---|" * len(categories),
     ]
-    for method, keep in dict.fromkeys((row["method"], row["keep"]) for row in table):
-        part = [row for row in table if (row["method"], row["keep"]) == (method, keep)]
+    # As text: 1 is one token and 1.0 is all of them, yet they are equal.
+    for method, keep in dict.fromkeys((row["method"], str(row["keep"])) for row in table):
+        part = [row for row in table if (row["method"], str(row["keep"])) == (method, keep)]
         cells = [_accuracy([row["accuracy"] for row in part if row["category"] == name]) for name in categories]
         kept = statistics.fmean(row["kept_tokens"] for row in part if row["category"] == "overall")
         lines.append(f"| {method} | {keep} | {kept:.0f} | " + " | ".join(cells) + " |")
@@ -117,25 +111,38 @@ def _accuracy(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
+def _files(output: Path) -> list[Path]:
+    """OUTPUT.json and OUTPUT.md, whether or not one of the endings was given."""
+    stem = output.with_suffix("") if output.suffix in (".json", ".md") else output
+    files = [stem.parent / f"{stem.name}{ending}" for ending in (".json", ".md")]
+    for file in files:
+        check_output(file)
+    return files
+
+
 def _seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
-    if "seed" not in {field.name for field in fields(pruner)}:
+    """A method that draws at random, with so many seeds from its own on; any other method once."""
+    first = getattr(pruner, "seed", None)
+    if first is None:
         return [pruner]
-    return [replace(pruner, seed=seed) for seed in range(seeds)]  # type: ignore[call-arg]
+    return [replace(pruner, seed=first + i) for i in range(seeds)]  # type: ignore[call-arg]
 
 
-def _write_sample(count: int, folder: Path | None) -> None:
+def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:
     from gprune.scenes.benchmark import examples
 
     if folder is None:
         raise WrongInput("--sample needs a folder for its pictures; add -o FOLDER")
-    if folder.exists() and not folder.is_dir():
-        raise WrongInput(f"--sample writes into a folder and {folder} is a file; give another name after -o")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"--sample cannot make the folder {folder} ({error}); give another name after -o") from error
     asked = []
     for example in examples("test", count):
         name = f"{example.index:03d}.png"
         example.picture.save(folder / name)
-        question = example.question
-        asked.append({"picture": name, **vars(question)})
+        asked.append({"picture": name, **vars(example.question)})
     (folder / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")
-    errors.print(f"wrote {count} pictures and questions.json to {folder}")
+    if as_json:
+        print_json(asked)
+    print(f"wrote {count} pictures and questions.json to {folder}", file=sys.stderr)

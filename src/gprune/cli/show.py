@@ -55,7 +55,7 @@ def show(
     net, processor = load(model)
     inputs = build_inputs(net, processor, [picture], "describe the picture.")
     kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]
-    scores = [(f"scores, {scorer.iterations} iterations", _report(net, inputs, scorer)) for scorer in scorers]
+    scores = [(f"scores, iterations={scorer.iterations}", _report(net, inputs, scorer)) for scorer in scorers]
     draw(picture, kept, scores, box=centre_crop(processor, picture.size)).save(output)
     if as_json:
         print_json([_row(name, p, report) for (name, p), (_, report) in zip(pruners, kept, strict=True)])

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gprune.pruners.base import Pruner
-from gprune.scenes.questions import Question, question_of
-from gprune.scenes.scene import Kind, Split, make_scene, render, rng_of
-from gprune.scenes.vocabulary import CATEGORIES
+from ..pruners.base import Pruner
+from .questions import Question, question_of
+from .scene import Kind, Split, make_scene, render, rng_of
+from .vocabulary import CATEGORIES
 
 _NEEDS: dict[str, Kind] = {"text": "text", "chart": "chart"}
 _STRIDE = 10**6  # where to look on when a scene gives no question of the wanted category

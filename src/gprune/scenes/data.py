@@ -1,9 +1,10 @@
-"""Training batches of scenes: pixels, dense labels for every patch, and a caption and questions packed after each image."""
+"""Training batches of scenes: pixels, labels of every patch, and a caption and questions packed after each image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from gprune.scenes.model import ASSISTANT, BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, USER, build_processor
-from gprune.scenes.questions import Question, caption, questions
-from gprune.scenes.scene import Scene, Split, make_scene, render, rng_of
-from gprune.scenes.vocabulary import BACKGROUNDS, CANVAS_WEIGHTS, CANVASES
+from .model import ASSISTANT, BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, USER, build_processor
+from .questions import Question, caption, questions
+from .scene import Scene, Split, make_scene, render, rng_of
+from .vocabulary import BACKGROUNDS, CANVAS_WEIGHTS, CANVASES
 
 IGNORED = -100
 
@@ -49,8 +50,8 @@ class SceneBatches(torch.utils.data.Dataset[Batch]):
         self.page_every = page_every
 
     @cached_property
-    def processor(self):  # type: ignore[no-untyped-def]  # built in the worker process that uses it
-        return build_processor()
+    def processor(self) -> Any:
+        return build_processor()  # in the worker process that uses it
 
     def __len__(self) -> int:
         return self.last - self.first

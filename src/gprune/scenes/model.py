@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from gprune.scenes.vocabulary import BACKGROUNDS, COLORS, SHAPES
+from .vocabulary import BACKGROUNDS, COLORS, SHAPES
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", "<unk>")
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT, UNK = range(len(SPECIAL))

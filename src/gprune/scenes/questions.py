@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from gprune.scenes.scene import Item, Scene
-from gprune.scenes.vocabulary import CATEGORIES, COLORS, SHAPES
+from .scene import Item, Scene
+from .vocabulary import CATEGORIES, COLORS, SHAPES
 
 
 @dataclass(frozen=True)

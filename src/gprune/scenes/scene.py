@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
-from gprune.scenes.vocabulary import (
+from .vocabulary import (
     BACKGROUNDS,
     CANVAS_WEIGHTS,
     CANVASES,
@@ -36,7 +36,7 @@ BAR_CLASS = len(SHAPES) + 1  # label of a bar's pixels in the shape channel
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a scene. `box` is (left, top, right, bottom) in pixels; which other fields count depends on `kind`."""
+    """One thing in a scene. `box` is (left, top, right, bottom) in pixels; which other fields count is up to `kind`."""
 
     kind: Kind
     box: Box

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from gprune.scenes.data import IGNORED, Batch, SceneBatches
-from gprune.scenes.model import build_model, build_processor
-from gprune.scenes.scene import BAR_CLASS
-from gprune.scenes.vocabulary import BACKGROUNDS, CHARACTERS, COLORS
+from .data import IGNORED, Batch, SceneBatches
+from .model import build_model, build_processor
+from .scene import BAR_CLASS
+from .vocabulary import BACKGROUNDS, CHARACTERS, COLORS
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Recipe:
 
     seed: int = 0
     batch_size: int = 16
-    tower_steps: int = 2000
-    align_steps: int = 1000
-    joint_steps: int = 1500
+    tower_steps: int = 1500
+    align_steps: int = 800
+    joint_steps: int = 1200
     tower_rate: float = 2e-3
     align_rate: float = 2e-3
     joint_rate: float = 1e-3
@@ -102,8 +102,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
-        self.model = build_model().to(device)
-        self.tower: Any = self.model.model.vision_tower
+        model: Any = build_model()
+        self.model = model.to(device)
+        self.tower = self.model.model.vision_tower
         self.heads = DenseHeads(self.model.config.vision_config.hidden_size).to(device)
         self.characters = _character_mask(self.model.config.text_config.vocab_size).to(device)
         self.phase = ""
@@ -152,7 +153,7 @@ class Trainer:
         return self.heads(hidden, batch, self.recipe.character_weight)
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        # Right padding and no mask: causal attention then takes the fast path, and what follows an answer cannot matter.
+        # Right padding and no mask: causal attention takes its fast path, and padding cannot matter to what it follows.
         output = self.model(
             input_ids=batch.input_ids.to(self.device),
             pixel_values=batch.pixel_values.to(self.device),
@@ -221,26 +222,20 @@ def export(model: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for the log, the state to resume from, and the checkpoint.")],
-    tower_steps: Annotated[int, typer.Option(help="Steps of phase 1.")] = Recipe.tower_steps,
-    align_steps: Annotated[int, typer.Option(help="Steps of phase 2.")] = Recipe.align_steps,
-    joint_steps: Annotated[int, typer.Option(help="Steps of phase 3.")] = Recipe.joint_steps,
-    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = Recipe.batch_size,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = Recipe.seed,
-    workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations; the state is saved then too.")] = 200,
+def train(
+    recipe: Recipe, out: Path, *, workers: int = 1, validate_every: int = 100, validation_batches: int = 12
 ) -> None:
-    """Train the embedded model; call again with the same folder to go on after an interruption."""
-    recipe = Recipe(seed, batch_size, tower_steps, align_steps, joint_steps)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Train into a folder, or go on where a run in that folder was interrupted.
+
+    Writes `log.jsonl` (a line per validation), `state.pt` (to go on from) and at the end `checkpoint/`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(recipe, device)
+    trainer = Trainer(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     state = out / "state.pt"
     if state.exists():
         trainer.resume(state)
-    held_out = SceneBatches("validation", 16, 0, 12)
-    held_out_batches = [held_out[i] for i in range(len(held_out))]
+    validation = SceneBatches("validation", 16, 0, validation_batches)
+    held_out = [validation[i] for i in range(len(validation))]
     data = SceneBatches("train", recipe.batch_size, trainer.step, recipe.total, recipe.page_every)
     loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     started, losses = time.perf_counter(), []
@@ -250,10 +245,9 @@ def main(
         for batch in loader:
             losses.append(trainer.train_step(batch))
             progress.update(task, completed=trainer.step, description=f"{trainer.phase} {losses[-1]:.3f}")
-            end = recipe.phase(trainer.step - 1)[2]
-            if trainer.step % validate_every and trainer.step != end:
+            if trainer.step % validate_every and trainer.step != recipe.phase(trainer.step - 1)[2]:
                 continue
-            accuracy = trainer.validate(held_out_batches)
+            accuracy = trainer.validate(held_out)
             row = {
                 "step": trainer.step,
                 "phase": trainer.phase,
@@ -267,6 +261,21 @@ def main(
             losses.clear()
             trainer.save(state)
     export(trainer.model, out / "checkpoint")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the log, the state to resume from, and the checkpoint.")],
+    tower_steps: Annotated[int, typer.Option(help="Steps of phase 1.")] = Recipe.tower_steps,
+    align_steps: Annotated[int, typer.Option(help="Steps of phase 2.")] = Recipe.align_steps,
+    joint_steps: Annotated[int, typer.Option(help="Steps of phase 3.")] = Recipe.joint_steps,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = Recipe.batch_size,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = Recipe.seed,
+    workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations; the state is saved then too.")] = 100,
+) -> None:
+    """Train the embedded model; call again with the same folder to go on after an interruption."""
+    recipe = Recipe(seed, batch_size, tower_steps, align_steps, joint_steps)
+    train(recipe, out, workers=workers, validate_every=validate_every)
     typer.echo(f"saved {out / 'checkpoint'}")
 
 

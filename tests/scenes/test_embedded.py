@@ -1,0 +1,87 @@
+"""The checkpoint in the package: loads like one of the hub's, answers, and tells methods apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
+
+from gprune import GPrune, Random
+from gprune.scenes.benchmark import Example, Outcome, evaluate, examples
+from gprune.scenes.model import build_config, embedded_path, load_embedded
+from gprune.scenes.vocabulary import CATEGORIES
+
+MEGABYTE = 10**6
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any]:
+    return load_embedded()
+
+
+@pytest.fixture(scope="module")
+def tests() -> list[Example]:
+    return list(examples("test", 20 * len(CATEGORIES)))
+
+
+@pytest.fixture(scope="module")
+def unpruned(embedded: tuple[Any, Any], tests: list[Example]) -> list[Outcome]:
+    return evaluate(*embedded, tests)
+
+
+def share(outcomes: list[Outcome], category: str | None = None) -> float:
+    part = [outcome.right for outcome in outcomes if category in (None, outcome.category)]
+    return sum(part) / len(part)
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    assert sum(file.stat().st_size for file in embedded_path().iterdir()) < 16 * MEGABYTE
+
+
+def test_it_loads_like_any_hub_checkpoint(embedded: tuple[Any, Any]) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(embedded_path())
+    processor = AutoProcessor.from_pretrained(embedded_path())
+    assert type(model) is LlavaNextForConditionalGeneration
+    assert model.dtype == torch.float32
+    assert type(processor) is type(embedded[1])
+    for name, value in embedded[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_its_config_is_the_one_that_is_trained() -> None:
+    saved, built = AutoModelForImageTextToText.from_pretrained(embedded_path()).config, build_config()
+    for part in ("vision_config", "text_config"):
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            assert getattr(getattr(saved, part), name) == getattr(getattr(built, part), name)
+    assert saved.text_config.vocab_size == built.text_config.vocab_size
+
+
+def test_it_answers_questions_of_every_category(unpruned: list[Outcome]) -> None:
+    # 20 questions a category: what `gprune scenes` reports is measured on 100; here only far below it fails.
+    assert share(unpruned) > 0.8
+    for category in CATEGORIES:
+        assert share(unpruned, category) >= 0.6, category
+
+
+def test_text_suffers_from_dropping_at_random(
+    embedded: tuple[Any, Any], tests: list[Example], unpruned: list[Outcome]
+) -> None:
+    text = [example for example in tests if example.question.category == "text"]
+    pruned = evaluate(*embedded, text, Random(keep=0.1))
+    assert share(pruned) <= share(unpruned, "text") - 0.15
+
+
+def test_answers_with_every_token_kept_are_the_unpruned_ones(
+    embedded: tuple[Any, Any], tests: list[Example], unpruned: list[Outcome]
+) -> None:
+    kept = evaluate(*embedded, tests[:35], GPrune(keep=1.0))
+    assert [outcome.answer for outcome in kept] == [outcome.answer for outcome in unpruned[:35]]
+    assert all(outcome.kept_tokens == outcome.visual_tokens for outcome in kept)
+
+
+def test_no_test_picture_is_a_training_picture(tests: list[Example]) -> None:
+    seen = {example.picture.tobytes() for example in examples("train", 200)}
+    seen |= {example.picture.tobytes() for example in examples("validation", 200)}
+    assert not seen & {example.picture.tobytes() for example in tests}

@@ -1,0 +1,193 @@
+"""What was kept is drawn where it lies in the picture, every view of it, and nothing is drawn that is unknown."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import BLUE, RED, halves
+from PIL import Image
+
+import gprune.draw
+from gprune.attach import ImageReport
+from gprune.draw import centre_crop, draw
+from gprune.tokens import View
+
+COLOR = (10, 200, 90)
+
+
+def report(
+    kept: list[int], *grids: tuple[int, int] | None, size: int = 0, scores: torch.Tensor | None = None
+) -> ImageReport:
+    """Views in order, with one fixed row between them; a view of unknown grid has `size` tokens."""
+    views, start = [], 0
+    for grid in grids:
+        count = size if grid is None else grid[0] * grid[1]
+        views.append(View(torch.arange(start, start + count), grid))
+        start += count + 1
+    return ImageReport(torch.tensor(kept), tuple(views), scores, start, len(kept), None)
+
+
+def panels(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> list[list[tuple[str, np.ndarray]]]:
+    """The titles and pixels of the panels of `draw`, band by band."""
+    seen: list[Any] = []
+    sheet = gprune.draw._sheet
+
+    def spy(bands: Any, ratio: float) -> Image.Image:
+        seen.extend(bands)
+        return sheet(bands, ratio)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gprune.draw, "_sheet", spy)
+        assert draw(*args, **kwargs).mode == "RGB"
+    return [[(title, np.asarray(pixels)) for title, pixels in band] for _, band in seen]
+
+
+def patch_centres(pixels: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    """The colours in the middle of the patches of a grid over `box`, given as shares of the panel."""
+    left, top, right, bottom = box
+    xs = (left + (np.arange(grid[1]) + 0.5) / grid[1] * (right - left)) * pixels.shape[1]
+    ys = (top + (np.arange(grid[0]) + 0.5) / grid[0] * (bottom - top)) * pixels.shape[0]
+    return pixels[ys.astype(int)][:, xs.astype(int)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    size=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    data=st.data(),
+)
+def test_only_the_kept_patches_keep_their_colour(grid: tuple[int, int], size: tuple[int, int], data: Any) -> None:
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=grid[0] * grid[1], max_size=grid[0] * grid[1])))
+    canvas, area = gprune.draw._canvas(Image.new("RGB", size, COLOR), (0, 0, *size))
+    pixels = np.asarray(gprune.draw._faded(canvas, mask.reshape(grid), area))
+    centres = patch_centres(pixels, grid, (0, 0, 1, 1))
+    np.testing.assert_array_equal((centres == COLOR).all(-1), mask.reshape(grid))
+    assert (centres[~mask.reshape(grid)].min(initial=255)) > 190
+
+
+def test_panels_of_two_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base view of 2 x 2, a fixed row, a grid of 3 x 4: two reports side by side, a band for each view."""
+    first = report([0, 3, 4, 5, 16, 17], (2, 2), (3, 4))
+    second = report([1, 4, 8], (2, 2), (3, 4))
+    (base, grid) = panels(monkeypatch, Image.new("RGB", (80, 60), COLOR), [("a", first), ("b", second)])
+    assert [title for title, _ in base] == ["the picture", "a\n2 of 4", "b\n1 of 4"]
+    assert [title for title, _ in grid] == ["the picture", "a\n2 of 12", "b\n1 of 12"]
+    whole = (0.0, 0.0, 1.0, 1.0)
+    for (_, pixels), kept in zip(base[1:], ([[1, 0], [0, 1]], [[0, 1], [0, 0]]), strict=True):
+        np.testing.assert_array_equal((patch_centres(pixels, (2, 2), whole) == COLOR).all(-1), np.array(kept, bool))
+    for (_, pixels), kept in zip(grid[1:], ({0, 11}, {3}), strict=True):
+        expected = np.isin(np.arange(12), list(kept)).reshape(3, 4)
+        np.testing.assert_array_equal((patch_centres(pixels, (3, 4), whole) == COLOR).all(-1), expected)
+
+
+def test_only_the_seen_part_of_a_cropped_picture_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=True))
+    picture = Image.new("RGB", (200, 100), COLOR)
+    box = centre_crop(processor, picture.size)
+    assert box == (50, 0, 150, 100)
+    [[_, (_, pixels)]] = panels(monkeypatch, picture, [("all", report([0, 1, 2, 3], (2, 2)))], box=box)
+    colored = (pixels == COLOR).all(-1)
+    quarter = pixels.shape[1] // 4
+    assert colored[:, quarter : 3 * quarter].all()
+    assert not colored[:, :quarter].any() and not colored[:, 3 * quarter :].any()
+
+
+def test_an_uncropped_or_tiled_picture_is_seen_whole() -> None:
+    whole = SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=False))
+    tiled = SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=True, image_grid_pinpoints=[[1, 2]]))
+    assert centre_crop(whole, (30, 20)) is None
+    assert centre_crop(tiled, (30, 20)) is None
+
+
+def test_heatmap_is_bright_where_the_score_is_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.tensor([5.0, 1, 2, 3, 4, 6])
+    grey = Image.new("RGB", (90, 60), (128,) * 3)
+    [[(title, pixels)]] = panels(monkeypatch, grey, [], [("s", report([0], (2, 3), scores=scores))])
+    assert title == "s"
+    brightness = patch_centres(pixels, (2, 3), (0, 0, 1, 1)).astype(float).sum(-1).ravel()
+    assert (brightness.argsort() == scores.numpy().argsort()).all()
+
+
+def test_equal_scores_give_one_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = report([0], (2, 3), scores=torch.full((6,), 2.5))
+    [[(_, pixels)]] = panels(monkeypatch, Image.new("RGB", (90, 60), (128,) * 3), [], [("s", flat)])
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 1
+
+
+def test_bands_of_kept_and_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = report([0, 5], (2, 2), (2, 3), scores=torch.arange(12.0))
+    bands = panels(monkeypatch, halves(), [("k", scored)], [("s", scored), ("t", scored)])
+    assert [[title.split("\n")[0] for title, _ in band] for band in bands] == [
+        ["the picture", "k"],
+        ["the picture", "k"],
+        ["s", "t"],
+        ["s", "t"],
+    ]
+
+
+def test_a_view_without_tokens_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(panels(monkeypatch, halves(), [("k", report([0], (2, 2), (0, 0)))])) == 1
+
+
+def test_the_picture_stands_beside_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    [[(_, pixels), _]] = panels(monkeypatch, halves(), [("k", report([0], (2, 2)))])
+    left, right = pixels[60, 60], pixels[60, -60]
+    np.testing.assert_array_equal(left, RED)
+    np.testing.assert_array_equal(right, BLUE)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 40), (40, 4000), (1, 900), (900, 1), (500, 500)])
+def test_any_shape_gives_a_sheet_of_usable_size(size: tuple[int, int]) -> None:
+    sheet = draw(Image.new("RGB", size, COLOR), [("a", report([0, 1], (2, 2))), ("b", report([2], (2, 2)))])
+    assert sheet.mode == "RGB"
+    assert 200 < sheet.width < 3000 and 100 < sheet.height < 3000
+    share = (np.asarray(sheet) == COLOR).all(-1).mean()  # of 3 panels, 1 whole, 1 half, 1 quarter is coloured
+    assert share > 0.2
+
+
+def test_unknown_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="a view of 5 tokens is unknown"):
+        draw(halves(), [("k", report([0], None, size=5))])
+
+
+def test_method_without_scores_has_no_heatmap() -> None:
+    with pytest.raises(ValueError, match="no scores to draw"):
+        draw(halves(), [], [("s", report([0], (2, 2)))])
+
+
+def test_nothing_to_draw_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw(halves(), [])
+
+
+def test_a_tiny_crop_at_the_edge_is_drawn() -> None:
+    draw(Image.new("RGB", (10_000, 2), COLOR), [("a", report([0], (2, 2)))], box=(9_999, 0, 10_000, 2))
+
+
+def test_reports_of_different_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="different pictures"):
+        draw(halves(), [("a", report([0], (2, 2))), ("b", report([0], (2, 3)))])
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "gprune.draw")
+    with pytest.raises(ImportError, match=r"pip install 'gprune\[draw\]'"):
+        importlib.import_module("gprune.draw")
+
+
+def test_drawing_leaves_pyplot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyplot keeps figures alive and looks for a display."""
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    draw(halves(), [("k", report([0], (2, 2)))])
+    assert "matplotlib.pyplot" not in sys.modules
