@@ -179,9 +179,7 @@ def convention_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         pairs = [row[image] for image in PHOTOS]
         cells = [
-            " -> ".join(
-                f"{count:.2f} ({count / goal - 1:+.1%})" for count, goal in zip(pair, PAPER, strict=True)
-            )
+            " -> ".join(f"{count:.2f} ({count / goal - 1:+.1%})" for count, goal in zip(pair, PAPER, strict=True))
             for pair in pairs
         ]
         less = ", ".join(f"{1 - pruned / full:.1%}" for full, pruned in pairs)

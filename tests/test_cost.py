@@ -91,9 +91,7 @@ def language_flops(new: int, read: int) -> int:
     """The tiny Llama over `new` positions that attend to `read` in all, and the logits of the last one."""
     d, heads = TEXT["hidden_size"], TEXT["num_attention_heads"] * TEXT["head_dim"]
     kv_heads = TEXT["num_key_value_heads"] * TEXT["head_dim"]
-    macs = (
-        new * (2 * d * heads + 2 * d * kv_heads + 3 * d * TEXT["intermediate_size"]) + 2 * new * read * heads
-    )
+    macs = new * (2 * d * heads + 2 * d * kv_heads + 3 * d * TEXT["intermediate_size"]) + 2 * new * read * heads
     return 2 * (TEXT["num_hidden_layers"] * macs + d * TEXT["vocab_size"])
 
 

@@ -114,9 +114,7 @@ def test_rows_of_the_weights_over_their_sums_are_the_softmax_over_edges():
     directions = torch.nn.functional.normalize(features.double(), dim=-1)
     cosine = directions @ directions.T
     softmax = (cosine / 0.03).masked_fill(cosine < 0.5, -torch.inf).softmax(-1)
-    torch.testing.assert_close(
-        (weights / weights.sum(-1, keepdim=True)).double(), softmax, rtol=rounding(1), atol=0
-    )
+    torch.testing.assert_close((weights / weights.sum(-1, keepdim=True)).double(), softmax, rtol=rounding(1), atol=0)
     assert 0.05 < (weights > 0).float().mean() < 0.95
 
 

@@ -100,9 +100,7 @@ def test_a_batch_keeps_what_its_images_keep_alone(method, keep, scope):
         kept = selection.kept[(selection.kept >= start) & (selection.kept < stop)] - start
         assert torch.equal(kept, own.kept)
         if own.scores is not None:
-            torch.testing.assert_close(
-                selection.scores[start:stop], own.scores, rtol=1e-6, atol=0, equal_nan=True
-            )
+            torch.testing.assert_close(selection.scores[start:stop], own.scores, rtol=1e-6, atol=0, equal_nan=True)
         start = stop
 
 

@@ -121,9 +121,7 @@ def test_a_count_is_shared_exactly_and_in_proportion(n, keep):
     assert sum(counts) == min(keep, total)
     for k, size in zip(counts, n, strict=True):
         assert 0 <= k <= size
-        assert abs(k * total - min(keep, total) * size) < max(
-            total, 1
-        )  # less than one token from the exact share
+        assert abs(k * total - min(keep, total) * size) < max(total, 1)  # less than one token from the exact share
 
 
 @given(st.integers(0, 3000), ratios, ratios)

@@ -6,25 +6,25 @@ with GPrune(keep=0.3)(model):
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from .pruners import (
-    PRUNERS,
-    GPrune,
-    L2Norm,
-    NonFiniteFeatures,
-    Pruner,
-    Random,
-    ScorePruner,
-    Selection,
-    SetPruner,
-    Uniform,
-    get_pruner,
-)
-from .tokens import Keep, View, VisualTokens, kept_count
 
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, UnsupportedModel
+    from .pruners import (
+        PRUNERS,
+        GPrune,
+        L2Norm,
+        NonFiniteFeatures,
+        Pruner,
+        Random,
+        ScorePruner,
+        Selection,
+        SetPruner,
+        Uniform,
+        get_pruner,
+    )
+    from .tokens import Keep, View, VisualTokens, kept_count
 
 __version__ = "0.1.0"
 
@@ -50,10 +50,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs transformers only when it is asked for."""
-    if name in ("ImageReport", "Run", "UnsupportedModel"):
-        from . import attach
+_ROOMS = {
+    "attach": ("ImageReport", "Run", "UnsupportedModel"),
+    "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
+}
 
-        return getattr(attach, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch alone takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = next((room for room, names in _ROOMS.items() if name in names), "pruners")
+    return getattr(import_module(f".{room}", __name__), name)

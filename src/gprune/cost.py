@@ -91,8 +91,7 @@ def cost(
     net = _without_weights(model)
     vision, projector, lengths = _count_vision(net, image_sizes)
     views = [
-        _views(net.config, size, length, len(image_sizes))
-        for size, length in zip(image_sizes, lengths, strict=True)
+        _views(net.config, size, length, len(image_sizes)) for size, length in zip(image_sizes, lengths, strict=True)
     ]
     newlines = sum(lengths) - sum(map(sum, views))
     ranked = [[sum(image)] for image in views] if together else views

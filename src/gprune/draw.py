@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-from gprune.attach import ImageReport
+from .attach import ImageReport
 
 try:
     from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError("drawing needs matplotlib, which is not installed; pip install 'gprune[draw]'") from error
@@ -163,6 +163,8 @@ def _sheet(bands: Sequence[tuple[str, list[tuple[str, Image.Image]]]], ratio: fl
             axis.set_title(
                 "\n".join(textwrap.fill(line, max(14, round(12 * width))) for line in title.split("\n")), fontsize=8
             )
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
-    return Image.open(buffer).convert("RGB")
+    painted = FigureCanvasAgg(figure)
+    painted.draw()
+    sheet = Image.fromarray(np.asarray(painted.buffer_rgba())).convert("RGB")
+    inner = ImageChops.difference(sheet, Image.new("RGB", sheet.size, "white")).getbbox()
+    return ImageOps.expand(sheet.crop(inner), 12, "white")

@@ -114,9 +114,7 @@ def check_keep(keep: Keep) -> None:
     """Raise TypeError or ValueError unless `keep` is a float in (0, 1] or an int of at least 1."""
     accepted = "a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image"
     if isinstance(keep, bool) or not isinstance(keep, (float, int)):
-        raise TypeError(
-            f"keep={keep!r} is a {type(keep).__name__}; {accepted}; pass for example keep=0.3 or keep=128"
-        )
+        raise TypeError(f"keep={keep!r} is a {type(keep).__name__}; {accepted}; pass for example keep=0.3 or keep=128")
     if isinstance(keep, int) and keep < 1:
         raise ValueError(f"keep={keep} keeps no token; {accepted}; pass keep=1 or more")
     if isinstance(keep, float) and not 0 < keep <= 1:
@@ -151,9 +149,7 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
     if isinstance(n, int):
         return kept_count([n], keep)[0]
     if any(size < 0 for size in n):
-        raise ValueError(
-            f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts"
-        )
+        raise ValueError(f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts")
     if isinstance(keep, float):
         return [max(1, math.floor(size * keep + 1e-6)) if size else 0 for size in n]
     total = sum(n)

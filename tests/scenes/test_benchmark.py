@@ -17,6 +17,8 @@ from gprune.scenes.model import build_model, build_processor, build_tokenizer
 from gprune.scenes.scene import Scene, make_scene, render
 from gprune.scenes.vocabulary import CATEGORIES
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*pairs of visual tokens are edges")  # random weights
+
 KEYS = [
     "method",
     "keep",

@@ -9,11 +9,11 @@ from typing import NoReturn
 
 import typer
 
-from gprune.cli.ask import ask
-from gprune.cli.cost import cost
-from gprune.cli.options import WrongInput
-from gprune.cli.scenes import scenes
-from gprune.cli.show import show
+from .ask import ask
+from .cost import cost
+from .options import WrongInput
+from .scenes import scenes
+from .show import show
 
 app = typer.Typer(
     name="gprune",

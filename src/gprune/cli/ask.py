@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gprune.cli.models import EMBEDDED, build_inputs, load
-from gprune.cli.options import (
+from .models import EMBEDDED, build_inputs, load
+from .options import (
     AsJson,
     Keeps,
     Methods,
@@ -23,8 +23,8 @@ from gprune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gprune.cost import Cost
-    from gprune.pruners import Pruner
+    from ..cost import Cost
+    from ..pruners import Pruner
 
 
 def ask(
@@ -49,11 +49,11 @@ def ask(
     if picture is not None:
         check_output(picture, ".png")
     with checking_input():
-        from gprune.images import open_image
+        from ..images import open_image
 
         pictures = [open_image(path) for path in images]
         if picture is not None:
-            from gprune.draw import centre_crop, draw
+            from ..draw import centre_crop, draw
     net, processor = load(model)
     inputs = build_inputs(net, processor, pictures, question)
     rows, reports = [], []
@@ -87,7 +87,7 @@ def ask(
 
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
-    from gprune.cost import cost
+    from ..cost import cost
 
     ids = inputs["input_ids"]
     visual = int((ids == model.config.image_token_id).sum())

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gprune.cli.models import read_config
-from gprune.cli.options import AsJson, Keeps, Methods, checking_input, print_json, read_list, read_pruners
+from .models import read_config
+from .options import AsJson, Keeps, Methods, checking_input, print_json, read_list, read_pruners
 
 if TYPE_CHECKING:
-    from gprune.pruners import Pruner
+    from ..pruners import Pruner
 
 
 def cost(
@@ -35,10 +35,10 @@ def cost(
     """
     runs: list[tuple[str, Pruner | None]] = [("none", None), *read_pruners(method, keep)]
     sizes = read_list(image_size, "image-size", _size)
-    from gprune.architectures import ARCHITECTURES
-    from gprune.cost import cost as count
+    from ..architectures import ARCHITECTURES
+    from ..cost import cost as count
 
-    config = model if model in ARCHITECTURES else read_config(model)
+    config = model if model in ARCHITECTURES else read_config(model, *ARCHITECTURES)
     rows = []
     for name, pruner in runs:
         with checking_input():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gprune.cli.options import WrongInput, checking_input
+from .options import WrongInput, checking_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,13 +23,13 @@ def load(name: str) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from gprune.attach.support import layout_of
+    from ..attach.support import layout_of
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == EMBEDDED:
-        from gprune.scenes.model import load_embedded
+        from ..scenes.model import load_embedded
 
         return load_embedded(device)
     _check_family(name, read_config(name))
@@ -43,15 +43,15 @@ def load(name: str) -> tuple[Any, Any]:
     return model.eval().to(device), processor
 
 
-def read_config(name: str) -> Any:
-    """The config of a checkpoint, without its weights."""
+def read_config(name: str, *others: str) -> Any:
+    """The config of a checkpoint, without its weights; `others` are names that the command knows besides."""
     from transformers import AutoConfig
 
     if name == EMBEDDED:
-        from gprune.scenes.model import build_config
+        from ..scenes.model import build_config
 
         return build_config()
-    with _reading(name):
+    with _reading(name, *others):
         return AutoConfig.from_pretrained(name)
 
 
@@ -65,7 +65,7 @@ def build_inputs(model: Any, processor: Any, pictures: list[Image.Image], questi
 
 def _check_family(name: str, config: Any) -> None:
     """Refuse a model of another family before its weights are read, or downloaded."""
-    from gprune.attach.layouts import LAYOUTS
+    from ..attach.layouts import LAYOUTS
 
     if config.model_type not in LAYOUTS:
         raise WrongInput(
@@ -75,14 +75,15 @@ def _check_family(name: str, config: Any) -> None:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading(name: str, *others: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        names = ", ".join((EMBEDDED, *others))
         raise WrongInput(
-            f"--model {name} cannot be loaded ({reason}); accepted are {EMBEDDED}, and the hub id or the folder of an "
-            f"instruction-tuned image-text-to-text checkpoint with its processor; check the name"
+            f"--model {name} cannot be loaded ({reason}); accepted are {names}, and the hub id or "
+            f"the folder of an instruction-tuned image-text-to-text checkpoint with its processor; check the name"
         ) from error

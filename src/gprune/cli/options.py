@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from gprune.pruners import Pruner
-    from gprune.tokens import Keep
+    from ..pruners import Pruner
+    from ..tokens import Keep
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def _keep(text: str) -> Keep:
 
 
 def _pruner(text: str, keep: Keep) -> Pruner:
-    from gprune.pruners import get_pruner
+    from ..pruners import get_pruner
 
     name, *settings = text.split(":")
     kind = get_pruner(name)

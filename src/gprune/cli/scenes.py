@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gprune.cli.models import EMBEDDED, load
-from gprune.cli.options import (
+from .models import EMBEDDED, load
+from .options import (
     AsJson,
     Keeps,
     Methods,
@@ -24,7 +24,7 @@ from gprune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gprune.pruners import Pruner
+    from ..pruners import Pruner
 
 
 def scenes(
@@ -57,7 +57,7 @@ def scenes(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from gprune.scenes.benchmark import evaluate, examples, rows
+    from ..scenes.benchmark import evaluate, examples, rows
 
     tests = list(examples("test", limit))
     table: list[dict[str, Any]] = []
@@ -129,7 +129,7 @@ def _seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:
-    from gprune.scenes.benchmark import examples
+    from ..scenes.benchmark import examples
 
     if folder is None:
         raise WrongInput("--sample needs a folder for its pictures; add -o FOLDER")

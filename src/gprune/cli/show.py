@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gprune.cli.models import EMBEDDED, build_inputs, load
-from gprune.cli.options import (
+from .models import EMBEDDED, build_inputs, load
+from .options import (
     AsJson,
     Keeps,
     Methods,
@@ -22,8 +22,8 @@ from gprune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gprune.attach import ImageReport
-    from gprune.pruners import Pruner
+    from ..attach import ImageReport
+    from ..pruners import Pruner
 
 
 def show(
@@ -46,12 +46,12 @@ def show(
     steps = [] if iterations is None else read_list(iterations, "iterations", int)
     check_output(output, ".png")
     with checking_input():
-        from gprune.images import open_image
-        from gprune.pruners import GPrune
+        from ..images import open_image
+        from ..pruners import GPrune
 
         scorers = [GPrune(iterations=step) for step in steps]
         picture = open_image(image)
-        from gprune.draw import centre_crop, draw
+        from ..draw import centre_crop, draw
     net, processor = load(model)
     inputs = build_inputs(net, processor, [picture], "describe the picture.")
     kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]

@@ -18,9 +18,7 @@ def get_pruner(name: str) -> type[Pruner]:
         ValueError: no method has the name; lists those there are.
     """
     if name not in PRUNERS:
-        raise ValueError(
-            f"method {name!r} is unknown; methods are {', '.join(PRUNERS)}; pass one of these names"
-        )
+        raise ValueError(f"method {name!r} is unknown; methods are {', '.join(PRUNERS)}; pass one of these names")
     return PRUNERS[name]
 
 

@@ -120,9 +120,7 @@ class Pruner(ABC):
         counts = [0] * len(tokens.views)
         for image in range(len(tokens.sizes)):
             indices = [i for i, view in enumerate(tokens.views) if view.image == image]
-            for i, k in zip(
-                indices, kept_count([len(tokens.views[i]) for i in indices], self.keep), strict=True
-            ):
+            for i, k in zip(indices, kept_count([len(tokens.views[i]) for i in indices], self.keep), strict=True):
                 counts[i] = k
         return counts
 
@@ -191,9 +189,7 @@ def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
     """Raise ValueError unless the argument called `name` is one of the `accepted` words."""
     if value not in accepted:
         choices = " or ".join(f'"{word}"' for word in accepted)
-        raise ValueError(
-            f'{name}={value!r} is unknown; {name} is {choices}; leave it out for "{accepted[0]}"'
-        )
+        raise ValueError(f'{name}={value!r} is unknown; {name} is {choices}; leave it out for "{accepted[0]}"')
 
 
 def _check_finite(tokens: VisualTokens) -> None:

@@ -45,23 +45,15 @@ class GPrune(ScorePruner):
         super().__post_init__()
         _check_number("similarity", self.similarity, "a cosine in [-1, 1]", 0.5)
         if not -1 <= self.similarity <= 1:
-            raise ValueError(
-                f"similarity={self.similarity} is no cosine; accepted is [-1, 1]; the paper uses 0.5"
-            )
+            raise ValueError(f"similarity={self.similarity} is no cosine; accepted is [-1, 1]; the paper uses 0.5")
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int):
             kind = type(self.iterations).__name__
-            raise TypeError(
-                f"iterations={self.iterations!r} is a {kind}; accepted is an int >= 0; the paper uses 5"
-            )
+            raise TypeError(f"iterations={self.iterations!r} is a {kind}; accepted is an int >= 0; the paper uses 5")
         if self.iterations < 0:
-            raise ValueError(
-                f"iterations={self.iterations} is negative; accepted is an int >= 0; the paper uses 5"
-            )
+            raise ValueError(f"iterations={self.iterations} is negative; accepted is an int >= 0; the paper uses 5")
         _check_number("temperature", self.temperature, "a number > 0", 0.03)
         if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03"
-            )
+            raise ValueError(f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03")
         check_choice("init", self.init, get_args(Init))
 
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -125,6 +117,5 @@ def _batches(views: Sequence[View]) -> Iterator[list[int]]:
 def _check_number(name: str, value: object, accepted: str, default: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            f"{name}={value!r} is a {type(value).__name__}; accepted is {accepted}; "
-            f"leave it out for {default}"
+            f"{name}={value!r} is a {type(value).__name__}; accepted is {accepted}; leave it out for {default}"
         )

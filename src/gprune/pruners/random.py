@@ -33,13 +33,9 @@ class Random(ScorePruner):
         super().__post_init__()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             kind = type(self.seed).__name__
-            raise TypeError(
-                f"seed={self.seed!r} is a {kind}; accepted is an int in [0, 2**63); leave it out for 0"
-            )
+            raise TypeError(f"seed={self.seed!r} is a {kind}; accepted is an int in [0, 2**63); leave it out for 0")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(
-                f"seed={self.seed} is out of range; accepted is an int in [0, 2**63); leave it out for 0"
-            )
+            raise ValueError(f"seed={self.seed} is out of range; accepted is an int in [0, 2**63); leave it out for 0")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """A random order of each image's tokens: float32 [N]."""

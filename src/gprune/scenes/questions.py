@@ -49,8 +49,10 @@ def questions(scene: Scene, rng: Generator) -> list[Question]:
         if colors.count(item.color) == 1:
             asked.append(Question("attribute", f"what shape is {item.color}?", item.shape))
     asked.append(Question("counting", "how many shapes are there?", str(len(shapes))))
-    counted = set(rng.choice(SHAPES, size=2, replace=False)) | set(kinds[:1])
-    asked += [Question("counting", f"how many {kind}s are there?", str(kinds.count(kind))) for kind in sorted(counted)]
+    for kind in sorted({*rng.choice(SHAPES, size=2, replace=False), *kinds[:1]}):
+        asked.append(Question("counting", f"how many {kind}s are there?", str(kinds.count(kind))))
+    for color in sorted({rng.choice(list(COLORS)), *colors[:2]}):
+        asked.append(Question("counting", f"how many {color} shapes are there?", str(colors.count(color))))
     asked += _presence(shapes, rng)
     texts = scene.of_kind("text")
     for item in texts if len(texts) == 1 else ():
@@ -66,29 +68,50 @@ def questions(scene: Scene, rng: Generator) -> list[Question]:
 
 
 def _presence(shapes: tuple[Item, ...], rng: Generator) -> list[Question]:
-    """As many questions answered yes as no, about a shape alone and about a coloured shape."""
-    if not shapes:
-        return []
-    asked = []
-    kinds = sorted({item.shape for item in shapes})
-    absent = [shape for shape in SHAPES if shape not in kinds]
-    if absent:
-        asked.append(Question("presence", f"is there a {rng.choice(kinds)}?", "yes"))
-        asked.append(Question("presence", f"is there a {rng.choice(absent)}?", "no"))
-    pairs = sorted({(item.color, item.shape) for item in shapes})
-    others = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in pairs]
-    for answer, options in (("yes", pairs), ("no", others)):
-        color, shape = options[rng.integers(len(options))]
-        asked.append(Question("presence", f"is there a {color} {shape}?", answer))
+    """About every kind of shape, about some colours, and about as many coloured shapes that are there as are not.
+
+    The first two are not balanced: how much there is in a picture then says something about the answer, which is
+    where learning begins. `_balanced_presence` is what is measured.
+    """
+    kinds, colors = {item.shape for item in shapes}, {item.color for item in shapes}
+    asked = [Question("presence", f"is there a {shape}?", _yes_or_no(shape in kinds)) for shape in SHAPES]
+    for color in rng.choice(list(COLORS), size=3, replace=False):
+        asked.append(Question("presence", f"is there a {color} shape?", _yes_or_no(color in colors)))
+    pairs = [(item.color, item.shape) for item in shapes]
+    others = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in pairs]
+    for options in (pairs, others):
+        if options:
+            pair = options[rng.integers(len(options))]
+            asked.append(Question("presence", f"is there a {pair[0]} {pair[1]}?", _yes_or_no(pair in pairs)))
     return asked
+
+
+def _yes_or_no(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+def _balanced_presence(shapes: tuple[Item, ...], rng: Generator) -> Question | None:
+    """A presence question whose form says nothing about its answer: form first, then yes or no, then what is asked."""
+    if not shapes:
+        return None
+    kinds, colors = {item.shape for item in shapes}, {item.color for item in shapes}
+    pairs = {f"{item.color} {item.shape}" for item in shapes}
+    forms = (
+        (kinds, set(SHAPES)),
+        ({f"{color} shape" for color in colors}, {f"{color} shape" for color in COLORS}),
+        (pairs, {f"{color} {shape}" for color in COLORS for shape in SHAPES}),
+    )
+    answerable = [(present, known - present) for present, known in forms if known - present]
+    present, absent = answerable[rng.integers(len(answerable))]
+    truth = bool(rng.integers(2))
+    return Question("presence", f"is there a {rng.choice(sorted(present if truth else absent))}?", _yes_or_no(truth))
 
 
 def question_of(scene: Scene, category: str, rng: Generator) -> Question | None:
     """One question of the given category, or None when the scene gives none."""
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r}; choose one of {', '.join(CATEGORIES)}")
-    options = [q for q in questions(scene, rng) if q.category == category]
-    if category == "presence" and options:  # the answer is drawn first, so that yes and no stay balanced
-        answer = ("yes", "no")[rng.integers(2)]
-        options = [q for q in options if q.answer == answer]
+    if category == "presence":
+        return _balanced_presence(scene.of_kind("shape"), rng)
+    options = [question for question in questions(scene, rng) if question.category == category]
     return options[rng.integers(len(options))] if options else None

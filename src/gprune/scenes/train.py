@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from .data import IGNORED, Batch, SceneBatches
-from .model import build_model, build_processor
+from .model import PATCH, TILE, build_model, build_processor
 from .scene import BAR_CLASS
 from .vocabulary import BACKGROUNDS, CHARACTERS, COLORS
 
@@ -36,15 +36,16 @@ class Recipe:
     seed: int = 0
     batch_size: int = 16
     tower_steps: int = 1500
-    align_steps: int = 800
-    joint_steps: int = 1200
+    align_steps: int = 500
+    joint_steps: int = 1800
     tower_rate: float = 2e-3
     align_rate: float = 2e-3
-    joint_rate: float = 1e-3
+    joint_rate: float = 2e-3
     warmup_steps: int = 100
     decay_share: float = 0.35
     character_weight: float = 2.0
     page_every: int = 2
+    dense_share: float = 0.1
 
     @property
     def total(self) -> int:
@@ -68,7 +69,7 @@ class Recipe:
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of the vision tower's patches, for the first phase only."""
+    """Linear read-outs of the vision tower's patches: what each shows, and its place in the tile."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -76,6 +77,7 @@ class DenseHeads(nn.Module):
         self.color = nn.Linear(width, len(COLORS) + 1)
         self.character = nn.Linear(width, len(CHARACTERS) + 1)
         self.background = nn.Linear(width, len(BACKGROUNDS))
+        self.place = nn.Linear(width, (TILE // PATCH) ** 2)
 
     def forward(self, hidden: Tensor, batch: Batch, character_weight: float) -> tuple[Tensor, dict[str, float]]:
         """Loss and accuracy on labelled patches. `hidden` is [B * T, 1 + P * P, width], [CLS] first."""
@@ -93,6 +95,9 @@ class DenseHeads(nn.Module):
             accuracy[name] = float((logits.argmax(-1) == targets[:, channel])[shown].float().mean())
         behind = batch.background.to(hidden.device).repeat_interleave(len(hidden) // len(batch.background))
         loss = loss + 0.3 * cross_entropy(self.background(hidden).float(), behind)
+        places = torch.arange(self.place.out_features, device=hidden.device)
+        places = places.repeat(len(hidden) // len(places))
+        loss = loss + cross_entropy(self.place(hidden).float(), places)
         return loss, accuracy
 
 
@@ -126,8 +131,8 @@ class Trainer:
             if parameter.requires_grad and hidden == matrices:
                 share = 0.4 if self.phase == "joint" and "vision_tower" in name else 1.0
                 trained.setdefault(share, []).append(parameter)
-        if self.phase == "tower" and not matrices:
-            trained[1.0] += self.heads.parameters()
+        if self.phase != "align" and not matrices:
+            trained.setdefault(1.0, []).extend(self.heads.parameters())
         return [{"params": parameters, "share": share} for share, parameters in trained.items()]
 
     def train_step(self, batch: Batch) -> float:
@@ -153,19 +158,26 @@ class Trainer:
         return self.heads(hidden, batch, self.recipe.character_weight)
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images = self.model.get_image_features(
+            batch.pixel_values.to(self.device),
+            batch.image_sizes.to(self.device),
+            output_hidden_states=True,
+            return_dict=True,
+        )
         # Right padding and no mask: causal attention takes its fast path, and padding cannot matter to what it follows.
         output = self.model(
-            input_ids=batch.input_ids.to(self.device),
-            pixel_values=batch.pixel_values.to(self.device),
-            image_sizes=batch.image_sizes.to(self.device),
-            use_cache=False,
+            input_ids=batch.input_ids.to(self.device), mm_encoder_outputs={"image": images}, use_cache=False
         )
         logits = output.logits[:, :-1].float()
         targets = batch.labels[:, 1:].to(self.device)
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         weight = torch.where(self.characters[targets.clamp_min(0)], self.recipe.character_weight, 1.0)
         weight = (weight * (targets != IGNORED)).flatten()
-        return (loss * weight).sum() / weight.sum(), logits.argmax(-1)
+        answers = (loss * weight).sum() / weight.sum()
+        if self.phase == "joint":
+            dense, _ = self.heads(images.hidden_states[-1], batch, self.recipe.character_weight)
+            answers = answers + self.recipe.dense_share * dense
+        return answers, logits.argmax(-1)
 
     @torch.no_grad()
     def validate(self, batches: list[Batch]) -> dict[str, float]:

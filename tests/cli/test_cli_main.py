@@ -1,0 +1,66 @@
+"""The program itself: help with an example, quick to start, and installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+
+@pytest.mark.parametrize("command", ["ask", "show", "scenes", "cost"])
+def test_help_shows_an_example_that_parses(run: Run, photos: dict[str, Path], command: str) -> None:
+    result = run(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    [example] = re.findall(r"Example: (gprune .*?)\n *\n", result.out, re.DOTALL)
+    assert example.split()[1] == command
+    options = set(re.findall(r"--?[a-z][a-z-]*", example.partition(command)[2]))
+    listed = set(re.findall(r"--?[a-z][a-z-]*", result.out.split("Options")[1]))
+    assert options and options <= listed
+
+
+def test_help_names_the_commands(run: Run) -> None:
+    for arguments in (("--help",), ()):
+        result = run(*arguments)
+        for command in ("ask", "show", "scenes", "cost"):
+            assert re.search(rf"\b{command}\b", result.out + result.err)
+
+
+def test_a_warning_is_one_line_on_standard_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, photos: dict[str, Path]
+) -> None:
+    def warn(*_: Any, **__: Any) -> None:
+        warnings.warn("the graph is\ncomplete", stacklevel=2)
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(sys.modules["gprune.cli.show"], "load", warn)
+    result = run("show", photos["coffee"])
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "gprune: the graph is complete\ngprune: stop\n"
+
+
+def test_commands_import_neither_torch_nor_transformers_themselves() -> None:
+    """Help and wrong options are to be answered at once."""
+    code = (
+        "import sys, types; package = types.ModuleType('gprune'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['gprune'] = package; import gprune.cli; "
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'numpy') if name in sys.modules])"
+    )
+    folder = Path(sys.modules["gprune"].__file__ or "").parent
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_installed_program(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "gprune"
+    (tmp_path / "text.jpg").write_text("no picture")
+    done = subprocess.run(
+        [program, "show", "text.jpg", "-o", "x.png"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gprune: text.jpg is not a picture, whatever its name says; ")
