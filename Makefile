@@ -18,7 +18,7 @@ venv: .venv/ready  ## The virtual environment, by plain pip
 demo: venv  ## Ask the embedded model about a picture, with and without pruning, and draw what was kept
 	mkdir -p demo-out
 	$(BIN)/gprune scenes --sample 6 -o demo-out/scenes
-	$(BIN)/gprune ask demo-out/scenes/000.png "describe the picture." --keep 0.3 --compare --picture demo-out/answer.png
+	$(BIN)/gprune ask demo-out/scenes/000.png "what text is written?" --keep 0.5 --compare --picture demo-out/answer.png
 	$(BIN)/gprune show demo-out/scenes/000.png --keep 0.5,0.3,0.1 -o demo-out/kept.png
 	$(BIN)/gprune scenes --method gprune,random --keep 0.3 --limit 70
 	@echo "pictures: demo-out/answer.png demo-out/kept.png"
