@@ -19,6 +19,7 @@ from .options import (
     check_output,
     checking_input,
     print_json,
+    print_table,
     read_pruners,
 )
 
@@ -85,7 +86,9 @@ def ask(
     if as_json:
         print_json(rows)
     else:
-        _print_table(rows)
+        columns = ("method", "keep", "visual", "prompt", "GFLOPs", "KV cache", "seconds")
+        caption = "visual, prompt: tokens. FLOPs, KV cache: up to the first new token. seconds: the answer."
+        print_table(columns, [_cells(row) for row in rows], caption)
 
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
@@ -108,21 +111,13 @@ def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, stream
     return answer.strip(), seconds
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(caption="FLOPs and KV cache: up to the first new token. Seconds: the whole answer.")
-    for column in ("method", "keep", "visual tokens", "prompt tokens", "GFLOPs", "KV cache", "seconds"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in rows:
-        table.add_row(
-            row["method"],
-            str(row["keep"]),
-            f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
-            f"{row['prompt_tokens']:,}",
-            f"{row['flops'] / 1e9:,.2f}",
-            f"{row['kv_bytes'] / 2**20:,.2f} MiB",
-            f"{row['seconds']:.2f}",
-        )
-    Console(highlight=False).print(table)
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["method"],
+        str(row["keep"]),
+        f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
+        f"{row['prompt_tokens']:,}",
+        f"{row['flops'] / 1e9:,.2f}",
+        f"{row['kv_bytes'] / 2**20:,.2f} MiB",
+        f"{row['seconds']:.2f}",
+    ]

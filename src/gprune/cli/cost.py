@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .models import read_config
-from .options import AsJson, Keeps, Methods, checking_input, print_json, read_list, read_pruners
+from .options import AsJson, Keeps, Methods, checking_input, print_json, print_table, read_list, read_pruners
 
 if TYPE_CHECKING:
     from ..pruners import Pruner
@@ -39,7 +39,7 @@ def cost(
     from ..cost import cost as count
 
     config = model if model in ARCHITECTURES else read_config(model, *ARCHITECTURES)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, pruner in runs:
         with checking_input():
             spent = count(config, sizes, text_tokens, 1.0 if pruner is None else pruner)
@@ -60,7 +60,9 @@ def cost(
     if as_json:
         print_json(rows)
     else:
-        _print_table(rows)
+        columns = ("method", "keep", "visual", "prompt", "TFLOPs", "share", "KV cache")
+        caption = "FLOPs (2 per multiply-add) up to the first new token. --json has its parts and a decode step."
+        print_table(columns, [_cells(row, rows[0]["flops"]) for row in rows], caption)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -70,31 +72,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(caption="FLOPs (2 per multiply-add) up to the first new token.")
-    for column in (
-        "method",
-        "keep",
-        "visual tokens",
-        "prompt tokens",
-        "TFLOPs",
-        "of unpruned",
-        "GFLOPs a decode step",
-        "KV cache",
-    ):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in rows:
-        table.add_row(
-            row["method"],
-            str(row["keep"]),
-            f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
-            f"{row['prompt_tokens']:,}",
-            f"{row['flops'] / 1e12:,.4g}",
-            f"{row['flops'] / rows[0]['flops']:.1%}",
-            f"{row['flops_decode_step'] / 1e9:,.4g}",
-            f"{row['kv_bytes'] / 2**20:,.1f} MiB",
-        )
-    Console(highlight=False).print(table)
+def _cells(row: dict[str, Any], unpruned: int) -> list[str]:
+    return [
+        row["method"],
+        str(row["keep"]),
+        f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
+        f"{row['prompt_tokens']:,}",
+        f"{row['flops'] / 1e12:,.4g}",
+        f"{row['flops'] / unpruned:.1%}",
+        f"{row['kv_bytes'] / 2**20:,.1f} MiB",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -98,3 +98,16 @@ def check_output(path: Path, *endings: str) -> None:
 def print_json(rows: list[dict[str, Any]]) -> None:
     """Rows, alone on standard output."""
     print(json.dumps(rows, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:
+    """A table for people: the first column flush left, numbers flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption=caption)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
