@@ -168,7 +168,7 @@ def test_closed_form_agrees_with_the_features_models_make(make: Any) -> None:
         (llava(vision_feature_select_strategy="full"), SIDE**2 + 1),
         (
             VipLlavaConfig(
-                vision_config=clip(), text_config=llama(), vision_feature_layer=[-2, -1], image_token_index=49
+                vision_config=clip(), text_config=llama(), vision_feature_layers=[-2, -1], image_token_index=49
             ),
             SIDE**2,
         ),

@@ -87,7 +87,7 @@ def ask(
         print_json(rows)
     else:
         columns = ("method", "keep", "visual", "prompt", "GFLOPs", "KV cache", "seconds")
-        caption = "visual, prompt: tokens. FLOPs, KV cache: up to the first new token. seconds: the answer."
+        caption = "FLOPs and KV cache: up to the first new token. Seconds: the whole answer."
         print_table(columns, [_cells(row) for row in rows], caption)
 
 
