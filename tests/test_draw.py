@@ -58,7 +58,7 @@ def patch_centres(pixels: np.ndarray, grid: tuple[int, int], box: tuple[float, f
     return pixels[ys.astype(int)][:, xs.astype(int)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     grid=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     size=st.tuples(st.integers(1, 900), st.integers(1, 900)),

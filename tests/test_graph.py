@@ -188,7 +188,7 @@ def test_a_tiny_temperature_does_not_overflow():
 views = st.builds(gaussian, st.integers(1, 24), st.integers(2, 12), st.integers(0, 10_000), st.floats(0, 2))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views, st.integers(0, 10_000))
 def test_permuting_tokens_permutes_scores(features, seed):
     assume(distance_to_threshold(features, 0.5) > 1e-6)
@@ -199,7 +199,7 @@ def test_permuting_tokens_permutes_scores(features, seed):
     torch.testing.assert_close(permuted_scores[0], scores[0, order], rtol=rounding(), atol=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views, st.integers(0, 10_000))
 def test_edges_do_not_depend_on_the_length_of_tokens(features, seed):
     assume(distance_to_threshold(features, 0.5) > 1e-6)
@@ -209,7 +209,7 @@ def test_edges_do_not_depend_on_the_length_of_tokens(features, seed):
     torch.testing.assert_close(scaled.weights, graph.weights, rtol=rounding(2), atol=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(views, st.floats(-0.9, 0.95), st.integers(0, 8), st.sampled_from(["norm", "ones"]))
 def test_random_views_follow_the_equations(features, similarity, iterations, init):
     assume(distance_to_threshold(features, similarity) > 1e-6)

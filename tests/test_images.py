@@ -65,7 +65,7 @@ def _encoded(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), data=st.data())
 def test_damage_gives_a_picture_or_one_kind_of_error(kind: str, data: st.DataObject) -> None:
     content = bytearray(_encoded(kind))

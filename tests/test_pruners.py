@@ -66,7 +66,7 @@ images = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), min_size
 keeps = st.one_of(st.floats(0, 1, exclude_min=True), st.integers(1, 40))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(images, keeps, st.sampled_from(METHODS), st.integers(0, 2))
 def test_exactly_k_sorted_rows_of_every_view_and_all_fixed_rows(sizes, keep, method, fixed):
     tokens = VisualTokens.cat([image(views, fixed, seed) for seed, views in enumerate(sizes)])
@@ -423,7 +423,7 @@ def test_uniform_is_the_regular_sub_grid_where_there_is_one(shape, m):
     assert kept.tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
 def test_uniform_leaves_no_large_hole(rows, columns, data):
     k = data.draw(st.integers(1, rows * columns))
@@ -434,7 +434,7 @@ def test_uniform_leaves_no_large_hole(rows, columns, data):
     assert lines[1].max() - lines[1].min() <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 600), st.data())
 def test_uniform_without_a_grid_spaces_tokens_evenly(n, data):
     k = data.draw(st.integers(1, n))
