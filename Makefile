@@ -35,7 +35,7 @@ scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method gprune,gprune:init=ones,random,uniform,l2norm --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
 
-train: venv  ## Train the embedded model from its seed (resumable; hours on two cores)
+train: venv  ## Train the embedded model from its seed (resumable; some 90 minutes on two cores)
 	$(TRAIN_ENV) $(BIN)/python -m gprune.scenes.train --out runs/scenes
 
 clean:  ## Everything that was made, but not the trained runs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import EMBEDDED, build_inputs, load
+from .models import EMBEDDED, load
 from .options import (
     AsJson,
     Keeps,
@@ -51,12 +51,13 @@ def ask(
         check_output(picture, ".png")
     with checking_input():
         from ..images import open_image
+        from ..prompt import build_inputs
 
         pictures = [open_image(path) for path in images]
         if picture is not None:
             from ..draw import centre_crop, draw
     net, processor = load(model)
-    inputs = build_inputs(net, processor, pictures, question)
+    inputs = build_inputs(net, processor, [(pictures, question)])
     rows, reports = [], []
     if len(runs) > 1:
         _answer(net, processor, inputs, max_new_tokens=1, stream=False)  # or else the first run would look slow

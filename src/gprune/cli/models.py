@@ -1,15 +1,12 @@
-"""Models by name, and one question about some pictures as they want it."""
+"""Models by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .options import WrongInput, checking_input
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 EMBEDDED = "embedded"
 
@@ -53,14 +50,6 @@ def read_config(name: str, *others: str) -> Any:
         return build_config()
     with _reading(name, *others):
         return AutoConfig.from_pretrained(name)
-
-
-def build_inputs(model: Any, processor: Any, pictures: list[Image.Image], question: str) -> Any:
-    """Tensors of one prompt on the model's device: the pictures, then the question, in the chat template."""
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
-    content.append({"type": "text", "text": question})
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(images=pictures, text=prompt, return_tensors="pt").to(model.device, model.dtype)
 
 
 def _check_family(name: str, config: Any) -> None:

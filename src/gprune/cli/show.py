@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import EMBEDDED, build_inputs, load
+from .models import EMBEDDED, load
 from .options import (
     AsJson,
     Keeps,
@@ -47,13 +47,14 @@ def show(
     check_output(output, ".png")
     with checking_input():
         from ..images import open_image
+        from ..prompt import build_inputs
         from ..pruners import GPrune
 
         scorers = [GPrune(iterations=step) for step in steps]
         picture = open_image(image)
         from ..draw import centre_crop, draw
     net, processor = load(model)
-    inputs = build_inputs(net, processor, [picture], "describe the picture.")
+    inputs = build_inputs(net, processor, [([picture], "describe the picture.")])
     kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]
     scores = [(f"scores, iterations={scorer.iterations}", _report(net, inputs, scorer)) for scorer in scorers]
     draw(picture, kept, scores, box=centre_crop(processor, picture.size)).save(output)

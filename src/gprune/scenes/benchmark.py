@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..prompt import build_inputs
 from ..pruners.base import Pruner
 from .questions import Question, question_of
 from .scene import Kind, Split, make_scene, render, rng_of
@@ -80,9 +81,8 @@ def evaluate(
     """
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(tests, batch_size):
-        prompts = [_prompt(processor, example.question.question) for example in batch]
-        pictures = [example.picture for example in batch]
-        inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(model.device)
+        asked = [([example.picture], example.question.question) for example in batch]
+        inputs = build_inputs(model, processor, asked)
         started = time.perf_counter()
         with nullcontext() if pruner is None else pruner.attach(model) as run:
             output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
@@ -138,8 +138,3 @@ def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:
         if len(group) == size:
             yield waiting.pop(example.picture.size)
     yield from waiting.values()
-
-
-def _prompt(processor: Any, question: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

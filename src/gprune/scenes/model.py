@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -155,7 +154,7 @@ def build_processor() -> LlavaNextProcessor:
     )
 
 
-def build_config(**overrides: Any) -> LlavaNextConfig:
+def build_config() -> LlavaNextConfig:
     """CLIP-style ViT (5 x 128) + MLP projector + Llama-style language model (5 x 160): 2.5 M parameters."""
     vision = CLIPVisionConfig(
         hidden_size=128,
@@ -179,15 +178,14 @@ def build_config(**overrides: Any) -> LlavaNextConfig:
         bos_token_id=BOS,
         eos_token_id=EOS,
     )
-    settings: dict[str, Any] = {
-        "vision_config": vision,
-        "text_config": text,
-        "image_token_id": IMAGE,
-        "image_grid_pinpoints": PINPOINTS,
-        "vision_feature_layer": -1,
-        "tie_word_embeddings": True,
-    }
-    return LlavaNextConfig(**{**settings, **overrides})
+    return LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
 
 
 def build_model() -> LlavaNextForConditionalGeneration:

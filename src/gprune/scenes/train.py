@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from .data import IGNORED, Batch, SceneBatches
-from .model import PATCH, TILE, build_model, build_processor
+from .model import PATCH, TILE, build_model, build_processor, build_tokenizer
 from .scene import BAR_CLASS
 from .vocabulary import BACKGROUNDS, CHARACTERS, COLORS
 
@@ -219,7 +219,7 @@ class Trainer:
 
 def _character_mask(size: int) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
-    mask[build_processor().tokenizer.convert_tokens_to_ids([c.lower() for c in CHARACTERS])] = True
+    mask[build_tokenizer().convert_tokens_to_ids([c.lower() for c in CHARACTERS])] = True
     return mask
 
 
