@@ -165,16 +165,6 @@ def test_chunked_prefill(name: str, chunk: int) -> None:
         model.generate(**inputs, **GREEDY, prefill_chunk_size=chunk)
 
 
-@pytest.mark.parametrize("name", ["llava_next_video", "llava_onevision"])
-@pytest.mark.parametrize("call", ["generate", "forward"])
-def test_videos(name: str, call: str) -> None:
-    family = FAMILIES[name]
-    model, inputs = family.model(), prompt_of(family.inputs(), 2)
-    inputs["pixel_values_videos"] = torch.randn(1, 2, 3, 16, 16)
-    with PRUNER(model), pytest.raises(ValueError, match=r"video.*detach"):
-        model.generate(**inputs, **GREEDY) if call == "generate" else model(**inputs)
-
-
 def test_embeddings_without_ids(model: Any) -> None:
     inputs = FAMILY.inputs()
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from .positions import read_positions, token_row
 from .state import CacheState
 
 ALIGNED = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
@@ -21,7 +23,7 @@ class Columns:
     Args:
         cached: bool [B, c], which columns of the cache hold a token.
         new: bool [B, q], which columns of input_ids hold a token.
-        positions: int64 [..., B, q], position ids.
+        positions: int64 [..., B, q], position ids as the caller counts, later as the LLM is told them.
     """
 
     cached: Tensor
@@ -32,11 +34,6 @@ class Columns:
     def mask(self) -> Tensor:
         """bool [B, c + q]: the attention mask."""
         return torch.cat([self.cached, self.new], dim=1)
-
-    def next_position(self, otherwise: Tensor) -> Tensor:
-        """int64 [..., B, 1]: the position id after the last new token of each row, or else `otherwise`."""
-        last = self.positions.masked_fill(~self.new, -1).amax(-1, keepdim=True)
-        return torch.where(last < 0, otherwise, last + 1)
 
 
 def check_mask(call: dict[str, Any]) -> None:
@@ -50,7 +47,7 @@ def check_mask(call: dict[str, Any]) -> None:
         )
 
 
-def skip_replayed(call: dict[str, Any], state: CacheState, cached: int) -> dict[str, Any]:
+def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int) -> dict[str, Any]:
     """Take columns that are already in the cache off the front of a call.
 
     When a conversation goes on, `generate()` slices its input_ids by the length of the cache. A pruned cache
@@ -60,21 +57,27 @@ def skip_replayed(call: dict[str, Any], state: CacheState, cached: int) -> dict[
     ids, positions, mask = call["input_ids"], call.get("position_ids"), call.get("attention_mask")
     if positions is None or state.dropped == 0 or ids.shape[1] <= state.dropped:
         return call
+    tokens = token_row(model, positions)
+    if tokens is None:
+        return call
     first = 0 if mask is None else int(mask[0, -ids.shape[1] :].long().argmax())
-    expected = state.next_position + cached - state.mask.shape[1]
-    if int(positions[..., 0, first].max()) >= int(expected[..., 0, :].max()):
+    expected = state.next_position.reshape(-1, 1)[0] + cached - state.mask.shape[1]
+    if int(tokens[0, first]) >= int(expected):
         return call
     aligned = {name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None}
     return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
 
 
-def read_columns(call: dict[str, Any], state: CacheState, cached: int) -> Columns:
+def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int, visual: bool) -> Columns:
     """The columns of a call as its caller sees and numbers them, next to the `cached` columns of the cache.
+
+    Args:
+        visual: whether the call carries images or videos.
 
     Raises:
         ValueError: the attention mask has the wrong length, or the batch is not the cache's.
     """
-    ids, mask, positions = call["input_ids"], call.get("attention_mask"), call.get("position_ids")
+    ids, mask = call["input_ids"], call.get("attention_mask")
     batch, length = ids.shape
     if mask is None:
         new = torch.ones_like(ids, dtype=torch.bool)
@@ -88,10 +91,7 @@ def read_columns(call: dict[str, Any], state: CacheState, cached: int) -> Column
         )
     known = state.mask[:, :cached].expand(batch, -1)
     decoded = known.new_ones(batch, cached - known.shape[1])
-    if positions is None:
-        start = state.next_position + cached - state.mask.shape[1]
-        positions = start + torch.arange(length, device=ids.device)
-    positions = positions.expand(*positions.shape[:-2], batch, length)
+    positions = read_positions(model, call, state, state.start(cached), new, visual)
     return Columns(torch.cat([known, decoded], dim=1), new, positions)
 
 

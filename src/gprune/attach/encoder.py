@@ -1,11 +1,12 @@
-"""The image features of a call: generate()'s own, or those of the same encoder call made here."""
+"""The visual features of a call: generate()'s own, or those of the same encoder call made here."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .state import CacheState
+
+Modality = Literal["image", "video"]
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument of forward with the pixels of each modality."""
+
+ATTRIBUTE = "_gprune_encoding"
 
 
 class EncoderOutputs(dict[str, ModelOutput]):
@@ -24,25 +31,59 @@ class EncoderOutputs(dict[str, ModelOutput]):
     state: CacheState | None = None
 
 
-def has_images(call: dict[str, Any]) -> bool:
-    """Whether a forward call carries images, as pixels or pre-encoded."""
-    pixels = call.get("pixel_values")
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """What an encoder was told and what it made, before `generate()` repeats it for beams.
+
+    Args:
+        arguments: of the call, by name.
+        output: fields of the output, by name.
+    """
+
+    arguments: dict[str, Any]
+    output: dict[str, Any]
+
+
+class RecordingEncoder:
+    """A model's `get_image_features` that leaves an `Encoding` on its output.
+
+    `generate()` encodes before it calls forward, which then sees neither the sizes of the images nor which were
+    repeated. An object, not a closure: a copy of the model must encode with the copy's weights.
+    """
+
+    def __init__(self, encode: Callable[..., Any]) -> None:
+        self.encode = encode
+        self.__signature__ = inspect.signature(encode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.encode(*args, **kwargs)
+        if isinstance(output, ModelOutput):
+            arguments = self.__signature__.bind(*args, **kwargs).arguments
+            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output)))
+        return output
+
+
+def encoding_of(output: ModelOutput) -> Encoding:
+    """The recorded encoding; for features that were made elsewhere, one without arguments."""
+    recorded = getattr(output, ATTRIBUTE, None)
+    return recorded if isinstance(recorded, Encoding) else Encoding({}, dict(output))
+
+
+def modalities(call: dict[str, Any]) -> list[Modality]:
+    """The modalities that a forward call carries, as pixels or pre-encoded."""
     encoded = call.get("mm_encoder_outputs") or {}
-    return encoded.get("image") is not None or (pixels is not None and pixels.numel() > 0)
+
+    def carried(modality: Modality) -> bool:
+        pixels = call.get(PIXELS[modality])
+        return encoded.get(modality) is not None or (pixels is not None and pixels.numel() > 0)
+
+    return [modality for modality in PIXELS if carried(modality)]
 
 
-def refuse_video(call: dict[str, Any]) -> None:
-    """Raise ValueError if a forward call carries a video: nothing would prune it."""
-    encoded = call.get("mm_encoder_outputs") or {}
-    if encoded.get("video") is not None or call.get("pixel_values_videos") is not None:
-        raise ValueError(
-            "this call carries a video, whose tokens would be left unpruned; only images can be pruned; "
-            "detach the pruner for calls with videos"
-        )
-
-
-def encode_images(model: PreTrainedModel, call: dict[str, Any]) -> tuple[dict[str, Any], EncoderOutputs]:
-    """Take the pixels out of a call that has images, encoding them if `generate()` has not.
+def encode(
+    model: PreTrainedModel, call: dict[str, Any], carried: Sequence[Modality]
+) -> tuple[dict[str, Any], EncoderOutputs]:
+    """Take the pixels out of a call, encoding them if `generate()` has not.
 
     Returns:
         The call and the encoder outputs for it.
@@ -51,33 +92,39 @@ def encode_images(model: PreTrainedModel, call: dict[str, Any]) -> tuple[dict[st
         ValueError: the features were cut into chunks.
     """
     outputs = EncoderOutputs(call.get("mm_encoder_outputs") or {})
-    if outputs.get("image") is None:
-        encode: Callable[..., ModelOutput] = model.base_model.get_image_features  # type: ignore[assignment]
-        inputs = {name: call[name] for name in inspect.signature(encode).parameters if name in call}
-        outputs["image"] = encode(**inputs, return_dict=True)
-        call = {name: value for name, value in call.items() if name != "pixel_values"}
-    # generate() rebuilds the output with little but the pooled features when it cuts it for chunked prefill.
-    if outputs["image"].get("last_hidden_state") is None:
-        raise ValueError(
-            "the image features come without last_hidden_state, as when generate() cuts them to pieces for "
-            "prefill_chunk_size; images can only be pruned whole; leave prefill_chunk_size out, or pass all "
-            "that get_image_features returned as mm_encoder_outputs"
-        )
+    for modality in carried:
+        if outputs.get(modality) is None:
+            encoder: Callable[..., ModelOutput] = getattr(model.base_model, f"get_{modality}_features")
+            inputs = {name: call[name] for name in inspect.signature(encoder).parameters if name in call}
+            outputs[modality] = encoder(**inputs, return_dict=True)
+            call = {name: value for name, value in call.items() if name != PIXELS[modality]}
+        # generate() rebuilds the output with little but the pooled features when it cuts it for chunked prefill.
+        if outputs[modality].get("last_hidden_state") is None:
+            raise ValueError(
+                f"the {modality} features come without last_hidden_state, as when generate() cuts them to pieces "
+                f"for prefill_chunk_size; they can only be pruned whole; leave prefill_chunk_size out, or pass all "
+                f"that get_{modality}_features returned as mm_encoder_outputs"
+            )
     return call, outputs
 
 
-def image_features(output: ModelOutput) -> list[Tensor]:
-    """The features [n, d] of each image in prompt order; an image repeated for beams is the same object."""
-    return list(output["pooler_output"])
-
-
-def keep_rows(output: ModelOutput, kept: Tensor) -> ModelOutput:
+def keep_rows(output: ModelOutput, name: str, kept: Tensor) -> ModelOutput:
     """A copy of an encoder's output with only the rows of bool [N] `kept`, in the container forward expects.
 
     The original is left alone: `generate()` may use it again.
+
+    Args:
+        name: the field that holds the features. Deepstack features, which a model adds to its first layers, lose
+            the same rows on every level.
     """
-    pooled = output["pooler_output"]
-    rows = torch.cat(list(pooled))[kept]
     output = copy.copy(output)
-    output["pooler_output"] = rows.unsqueeze(0) if isinstance(pooled, Tensor) else [rows]
+    output[name] = _rows(output[name], kept)
+    if output.get("deepstack_features") is not None:
+        output["deepstack_features"] = [_rows(level, kept) for level in output["deepstack_features"]]
     return output
+
+
+def _rows(features: Tensor | Sequence[Tensor], kept: Tensor) -> Tensor | list[Tensor]:
+    if isinstance(features, Tensor):
+        return features.flatten(0, -2)[kept].unsqueeze(0)
+    return [torch.cat(list(features))[kept]]

@@ -6,12 +6,12 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..tokens import View
+from .views import Item
 
 
-def base_and_lines(model: PreTrainedModel, features: Tensor) -> tuple[View, ...]:
+def base_and_lines(item: Item) -> tuple[View, ...]:
     """Read the views of one image back from its packed features.
 
     The size of the image is no longer known when `generate()` calls forward, but the model puts the same
@@ -20,8 +20,7 @@ def base_and_lines(model: PreTrainedModel, features: Tensor) -> tuple[View, ...]
     base view alone.
 
     Args:
-        model: has `base_model.image_newline` [d] and a square vision tower.
-        features: floating [n, d], one image.
+        item: one image of a model that has `base_model.image_newline` [d] and a square vision tower.
 
     Returns:
         The base view and, where there are lines, the view of the high-resolution grid.
@@ -29,9 +28,10 @@ def base_and_lines(model: PreTrainedModel, features: Tensor) -> tuple[View, ...]
     Raises:
         ValueError: the features are not laid out this way.
     """
+    model, features = item.model, item.features
     config = model.config.vision_config
     side = config.image_size // config.patch_size
-    base, count = side * side, features.shape[0]
+    base, count = side * side, len(item)
     newline = cast(Tensor, model.base_model.image_newline)
     newlines = features.eq(newline.to(features)).all(dim=-1).nonzero().squeeze(1).tolist()
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
+from transformers.utils import ModelOutput
 
 from ..pruners.base import Pruner
-from .encoder import EncoderOutputs, has_images, refuse_video
+from .encoder import PIXELS, EncoderOutputs, Modality, RecordingEncoder, modalities
 from .report import ImageReport, report_images
 from .rewrite import rewrite_call
-from .selection import BatchSelection, select_images
+from .selection import BatchSelection, select_visual
 from .state import CacheState, read_state, write_state
 from .support import layout_of
 
 
 def attach(pruner: Pruner, model: PreTrainedModel) -> Run:
-    """Prune the images of every call of `model`, `model.generate(...)` included, until the run is detached.
+    """Prune the images and videos of every call of `model`, `model.generate(...)` included, until the run is detached.
 
     A model can carry several runs: the last one attached is in force until detached, then the one before.
 
@@ -53,8 +54,8 @@ class Run:
         self._layout = layout_of(model)
         self.pruner, self.model = pruner, model
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
-        self._last: BatchSelection | None = None
-        self._images: list[ImageReport] = []
+        self._last: dict[Modality, BatchSelection] = {}
+        self._reports: dict[Modality, list[ImageReport]] = {}
         self._attached = True
         self._outer = _run_in_force(model)
         if self._outer is not None:
@@ -64,10 +65,12 @@ class Run:
     @property
     def images(self) -> list[ImageReport]:
         """One report per image of the last call that carried images, in prompt order; beams share one."""
-        if self._last is not None:
-            last, self._last = self._last, None
-            self._images = report_images(last.selection, last.sizes, last.views, last.ranked)
-        return self._images
+        return self._report("image")
+
+    @property
+    def videos(self) -> list[ImageReport]:
+        """One report per video of the last call that carried videos; its views are the frames."""
+        return self._report("video")
 
     def detach(self) -> None:
         """Leave the model as it was before; does nothing the second time."""
@@ -93,20 +96,39 @@ class Run:
     ) -> None:
         self.detach()
 
+    def _report(self, modality: Modality) -> list[ImageReport]:
+        last = self._last.pop(modality, None)
+        if last is not None:
+            self._reports[modality] = report_images(last.selection, last.sizes, last.views, last.ranked)
+        return self._reports.get(modality, [])
+
     def _add_hooks(self) -> None:
         self._stock_masks = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
-        self._replaced = {k: v for k, v in vars(self.model).items() if k == "create_masks_for_generate"}
-        vars(self.model)["create_masks_for_generate"] = self._create_masks
+        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
+        self._replace(self.model, "create_masks_for_generate", self._create_masks)
+        base = self.model.base_model
+        for modality in PIXELS:
+            name = f"get_{modality}_features"
+            if hasattr(base, name):
+                self._replace(base, name, RecordingEncoder(getattr(base, name)))
         self._handles = [
             self.model.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.register_forward_hook(self._after, with_kwargs=True),
         ]
 
+    def _replace(self, module: Module, name: str, value: Any) -> None:
+        """Set an attribute of this module alone, remembering what to put back."""
+        attributes = vars(module)
+        self._replaced.append((attributes, name, attributes.get(name)))
+        attributes[name] = value
+
     def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
-        del vars(self.model)["create_masks_for_generate"]
-        vars(self.model).update(self._replaced)
+        for attributes, name, before in self._replaced:
+            del attributes[name]
+            if before is not None:
+                attributes[name] = before
 
     def _create_masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
         """Leave the mask of pruned columns 2-D, where `generate()` prepares a 4-D one for a static cache."""
@@ -118,15 +140,19 @@ class Run:
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         call = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
-        refuse_video(call)
         ids, cache = call.get("input_ids"), call.get("past_key_values")
-        state, images = read_state(cache), has_images(call)
+        state, carried = read_state(cache), modalities(call)
+        if "video" in carried and self._layout.video is None:
+            raise ValueError(
+                f"this call carries a video, whose tokens would be left unpruned; of {model.config.model_type} only "
+                f"images can be pruned; detach the pruner for calls with videos"
+            )
         if ids is None:
-            _without_ids(needed=images or state is not None)
+            _without_ids(needed=bool(carried) or state is not None)
             return None
-        if state is None and not images:
+        if state is None and not carried:
             return None
-        if state is not None and state.static is not None and not images and ids.shape[1] == 1:
+        if state is not None and state.static is not None and not carried and ids.shape[1] == 1:
             return (), {**call, **state.static.arguments(cache)}
         return (), self._rewrite(call, state)
 
@@ -143,16 +169,17 @@ class Run:
 
     @torch.compiler.disable
     def _rewrite(self, call: dict[str, Any], state: CacheState | None) -> dict[str, Any]:
-        return rewrite_call(self.model, call, state, self._select, self.pruner.positions)
+        return rewrite_call(self.model, self._layout, call, state, self._select, self.pruner.positions)
 
-    def _select(self, features: Sequence[Tensor]) -> BatchSelection:
-        self._last = select_images(self.pruner, self._layout, self.model, features)
+    def _select(self, modality: Modality, output: ModelOutput, ids: Tensor, placeholders: Tensor) -> BatchSelection:
+        batch = select_visual(self.pruner, self._layout, self.model, modality, output, ids, placeholders)
+        self._last[modality] = batch
         # Ids, not the models: a pruner stays small, and can be pickled.
         warned: set[int] = vars(self.pruner).setdefault("_warned_models", set())
-        if id(self.model) not in warned and (message := self.pruner.warning(self._last.selection)):
+        if id(self.model) not in warned and (message := self.pruner.warning(batch.selection)):
             warned.add(id(self.model))
             warnings.warn(message, stacklevel=2)
-        return self._last
+        return batch
 
 
 def _run_in_force(model: PreTrainedModel) -> Run | None:

@@ -1,17 +1,22 @@
-"""One selection for all images of a call."""
+"""One selection for all images, or all videos, of a call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..pruners.base import Pruner, Selection
 from ..tokens import View, VisualTokens
-from .layouts import Layout
+from .encoder import Modality, encoding_of
+from .layouts import Layout, Views
+from .tiles import grouped, spans_of
+from .views import Item
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,26 +38,112 @@ class BatchSelection:
 
 
 @torch.no_grad()
-def select_images(pruner: Pruner, layout: Layout, model: PreTrainedModel, features: Sequence[Tensor]) -> BatchSelection:
-    """Prune all images of a call at once.
+def select_visual(
+    pruner: Pruner,
+    layout: Layout,
+    model: PreTrainedModel,
+    modality: Modality,
+    output: ModelOutput,
+    ids: Tensor,
+    placeholders: Tensor,
+) -> BatchSelection:
+    """Prune all images, or all videos, of a call at once.
 
     Args:
-        features: floating [n, d] per image; the same tensor object given several times is scored once.
+        output: of the encoder; images that `generate()` repeated for beams are scored once.
+        ids: int64 [B, q], the prompts.
+        placeholders: bool [B, q], where the visual tokens go.
 
     Raises:
-        ValueError: features are not finite (names the image) or not laid out as the model's family does.
+        ValueError: there are more or fewer placeholders than visual tokens; features are not finite (names the
+            image) or not laid out as the model's family does.
     """
-    once = {id(image): image for image in features}
-    tokens = VisualTokens.cat([VisualTokens(f, layout(model, f), (f.shape[0],)) for f in once.values()])
+    items = _items(layout, model, output, placeholders)
+    sizes = [len(item) for item in items]
+    _check_count(modality, placeholders, sizes)
+    joins = None if layout.joins is None or modality == "video" else layout.joins(ids, spans_of(placeholders, sizes))
+    groups = [[items[i] for i in group] for group in grouped(len(items), joins or [False] * len(items))]
+
+    views = layout.video if modality == "video" else layout.views
+    assert views is not None
+    images = {_key(group): group for group in groups}
+    tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
     selection = pruner.select(tokens)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
-    masks = dict(zip(once, mask.split(tokens.sizes), strict=True))
+    masks = dict(zip(images, mask.split(tokens.sizes), strict=True))
     return BatchSelection(
-        kept=torch.cat([masks[id(image)] for image in features]),
+        kept=torch.cat([masks[_key(group)] for group in groups]),
         everything=selection.kept.shape[0] == mask.shape[0],
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
         ranked=tokens.per_image().views if pruner.scope == "image" else tokens.views,
     )
+
+
+def _items(layout: Layout, model: PreTrainedModel, output: ModelOutput, placeholders: Tensor) -> list[Item]:
+    """The items of an encoder's output in prompt order, each knowing which original it is a copy of."""
+    features, encoding = output[layout.output], encoding_of(output)
+    originals = encoding.output[layout.output]
+    if isinstance(features, Tensor):
+        copies = _copies(len(originals), features, placeholders.sum(dim=1).tolist())
+    else:
+        first = {id(item): index for index, item in enumerate(originals)}
+        copies = [first[id(item)] for item in features]
+    if layout.project is not None:
+        features = layout.project(model, features)
+
+    items = []
+    for index, item in zip(copies, features, strict=True):
+        told = {
+            name: value[index]
+            for name, value in encoding.arguments.items()
+            if isinstance(value, Tensor) and value.ndim and len(value) == len(originals)
+        }
+        tiles = [item] if layout.tile is None else item.split(layout.tile(model))
+        items += [Item(model, tile, told, (index, number)) for number, tile in enumerate(tiles)]
+    return items
+
+
+def _copies(count: int, features: Tensor, placeholders: Sequence[int]) -> list[int]:
+    """Which of `count` originals each item of a tensor is, after `generate()` has repeated prompt after prompt.
+
+    Args:
+        features: [n, tokens, d], n a multiple of count.
+        placeholders: per row of input_ids; a prompt's rows follow one another.
+    """
+    times = len(features) // count
+    if times == 1:
+        return list(range(count))
+    copies: list[int] = []
+    start = 0
+    for row in placeholders[::times]:
+        own = row // features.shape[1]
+        copies += list(range(start, start + own)) * times
+        start += own
+    return copies
+
+
+def _key(group: Sequence[Item]) -> tuple[tuple[int, int], ...]:
+    return tuple(item.key for item in group)
+
+
+def _image(group: Sequence[Item], views: Views) -> VisualTokens:
+    """An image from its items: tiles, or the only one."""
+    starts = accumulate((len(item) for item in group), initial=0)
+    joined = tuple(
+        View(view.rows + start, view.grid) for item, start in zip(group, starts, strict=False) for view in views(item)
+    )
+    features = torch.cat([item.features for item in group]) if len(group) > 1 else group[0].features
+    return VisualTokens(features, joined, (features.shape[0],))
+
+
+def _check_count(modality: Modality, placeholders: Tensor, sizes: Sequence[int]) -> None:
+    given, needed = int(placeholders.sum()), sum(sizes)
+    if given != needed:
+        raise ValueError(
+            f"input_ids has {given} {modality} placeholders but the {modality}s of this call ({len(sizes)}) have "
+            f"{needed} visual tokens; the numbers must be equal; pass input_ids and pixels as the processor made "
+            f"them, without prefill_chunk_size, and when going on with a cache only what is new"
+        )

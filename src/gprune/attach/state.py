@@ -41,8 +41,8 @@ class CacheState:
             decoded tokens.
         dropped: how many columns of the caller's sequence are not in the cache.
         next_position: int64 [..., B, 1], position id that the caller gives to the token after these columns.
-        shift: int64 [B, 1], the caller's position ids minus the LLM's; more than 0 once positions are
-            contiguous.
+        shift: int64 [..., B, 1], the caller's position ids minus the LLM's after these columns: not 0 where the
+            LLM's leave no gaps for dropped tokens.
         static: only for a static cache.
     """
 
@@ -51,6 +51,10 @@ class CacheState:
     next_position: Tensor
     shift: Tensor
     static: StaticDecode | None = None
+
+    def start(self, cached: int) -> Tensor:
+        """int64 [..., B, 1]: the caller's position id of the next token, when `cached` columns are in the cache."""
+        return self.next_position + cached - self.mask.shape[1]
 
 
 def read_state(cache: Any) -> CacheState | None:

@@ -1,0 +1,116 @@
+"""Position ids: as the caller of a model numbers its tokens, and as the LLM is told them.
+
+Most families number tokens along one axis: [B, q]. With multimodal RoPE (Qwen-VL, GLM-4V) it is [4, B, q]: a row
+that counts tokens like a text model, and time, height and width. The LLM only reads the first to tell packed
+sequences apart, and must find no gaps there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..pruners.base import Positions
+from .state import CacheState
+
+
+def multimodal_rope(model: PreTrainedModel) -> bool:
+    """Whether the model numbers visual tokens by time, height and width."""
+    return hasattr(model.base_model, "compute_3d_position_ids")
+
+
+def model_offset(model: PreTrainedModel) -> Tensor | None:
+    """int64 [B, 1]: by how much the model's last call with images had its positions ahead of its tokens' number."""
+    return cast("Tensor | None", model.base_model.rope_deltas)
+
+
+def next_position(positions: Tensor, new: Tensor, otherwise: Tensor) -> Tensor:
+    """The position id after the last new token of each row, or else `otherwise`.
+
+    Args:
+        positions: int64 [..., B, q].
+        new: bool [B, q], which of them are tokens.
+        otherwise: int64 [..., B, 1].
+    """
+    last = positions.masked_fill(~new, -1).amax(-1, keepdim=True)
+    if last.ndim == 3:
+        last[1:] = last[1:].amax(0, keepdim=True)
+    return torch.where(last < 0, otherwise, last + 1)
+
+
+def token_row(model: PreTrainedModel, positions: Tensor) -> Tensor | None:
+    """int64 [B or 1, q]: of position ids that a caller gave, those that count tokens; None if they do not tell."""
+    if positions.ndim == 2 or positions.shape[0] == 4:
+        return positions if positions.ndim == 2 else positions[0]
+    if positions.shape[0] == 1:  # generate() goes on: the tokens' numbers with the model's last offset on top
+        offset = model_offset(model)
+        return positions[0] if offset is None else positions[0] - offset.to(positions.device)
+    return None
+
+
+def read_positions(
+    model: PreTrainedModel, call: dict[str, Any], state: CacheState, start: Tensor, new: Tensor, visual: bool
+) -> Tensor:
+    """The position ids of a call in its caller's numbering, made up where the caller gave none.
+
+    Args:
+        call: the arguments by name.
+        state: that of the cache before the call.
+        start: int64 [..., B, 1], the number of the next token.
+        new: bool [B, q], which columns of the call hold a token.
+        visual: whether the call carries images or videos.
+
+    Returns:
+        int64 [B, q], or [4, B, q] with multimodal RoPE.
+    """
+    given = call.get("position_ids")
+    batch, length = new.shape
+    if not multimodal_rope(model):
+        positions = start + torch.arange(length, device=new.device) if given is None else given
+        return positions.expand(*positions.shape[:-2], batch, length)
+
+    tokens = None if given is None else token_row(model, given)
+    if tokens is None:
+        tokens = start[0] + (new.cumsum(dim=1) - 1).clamp(min=0)
+    tokens = tokens.expand(batch, length)
+    if given is not None and given.shape[0] in (3, 4) and given.ndim == 3 and (visual or given.shape[0] == 3):
+        rope = given[-3:].expand(3, batch, length)
+    elif visual and given is None:
+        rope = _grid_positions(model, call, new, start)
+    else:
+        # The model's own offset may be of another conversation by now.
+        rope = tokens + (state.next_position - state.next_position[:1])[1:]
+    return torch.cat([tokens[None], rope])
+
+
+def renumber(positions: Tensor, drop: Tensor, shift: Tensor, numbering: Positions) -> Tensor:
+    """Position ids as the LLM is told them.
+
+    Args:
+        positions: int64 [..., B, q], in the caller's numbering.
+        drop: bool [B, q], tokens that do not reach the LLM.
+        shift: int64 [..., B, 1], the caller's numbers minus the LLM's before these tokens.
+        numbering: "contiguous" counts only what is left, along every axis alike.
+    """
+    positions = positions - shift
+    dropped = drop.cumsum(dim=1)
+    if positions.ndim == 2:
+        return positions - dropped if numbering == "contiguous" else positions
+    tokens = positions[:1] - dropped
+    return torch.cat([tokens, tokens.expand(3, -1, -1) if numbering == "contiguous" else positions[1:]])
+
+
+def _grid_positions(model: PreTrainedModel, call: dict[str, Any], new: Tensor, start: Tensor) -> Tensor:
+    """int64 [3, B, q]: time, height and width as the model itself would number them, from `start` on."""
+    compute: Callable[..., Tensor | None] = model.base_model.compute_3d_position_ids  # type: ignore[assignment]
+    arguments = {name: call.get(name) for name in inspect.signature(compute).parameters}
+    arguments |= {"inputs_embeds": torch.empty(*new.shape, 0, device=new.device), "attention_mask": new.long()}
+    positions = compute(**{**arguments, "past_key_values": None})
+    if positions is None:
+        positions = (new.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
+    return positions[-3:] + start[1:]

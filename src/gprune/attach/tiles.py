@@ -1,0 +1,53 @@
+"""Which items of an encoder's output make up one image, where a family cuts images into tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int, int]
+"""Row, first and last column of the placeholders of an item in input_ids."""
+
+Joins = Callable[[Tensor, Sequence[Span]], list[bool]]
+"""(input_ids [B, q], spans of n items) -> of each of the n - 1 neighbouring pairs, whether one image has both."""
+
+
+def adjacent(gap: int = 0) -> Joins:
+    """Tiles of one image have at most `gap` tokens between them; between images there are more."""
+
+    def joins(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
+        return [one[0] == other[0] and other[1] - one[2] - 1 <= gap for one, other in pairwise(spans)]
+
+    return joins
+
+
+def overview_last(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
+    """An image ends with its overview, which the same token introduces as the last overview of the prompt."""
+    introductions = [int(ids[row, first - 1]) if first else -1 for row, first, _ in spans]
+    overview = {row: token for (row, _, _), token in zip(spans, introductions, strict=True)}
+    return [
+        one[0] == other[0] and token != overview[one[0]]
+        for (one, other), token in zip(pairwise(spans), introductions, strict=False)
+    ]
+
+
+def spans_of(placeholders: Tensor, sizes: Sequence[int]) -> list[Span]:
+    """Where the placeholders of every item stand: bool [B, q], tokens per item in order -> a span per item."""
+    places = placeholders.nonzero()
+    ends = torch.tensor(sizes, device=places.device).cumsum(0)
+    first = places[ends - torch.tensor(sizes, device=places.device)]
+    return [(row, start, end) for (row, start), end in zip(first.tolist(), places[ends - 1, 1].tolist(), strict=True)]
+
+
+def grouped(count: int, joins: Sequence[bool]) -> list[list[int]]:
+    """Indices 0 .. count - 1 as groups of neighbours that are joined."""
+    groups: list[list[int]] = []
+    for index in range(count):
+        if index and joins[index - 1]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

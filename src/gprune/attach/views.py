@@ -1,0 +1,90 @@
+"""How the tokens of one item of an encoder's output lie in the picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..tokens import View
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One item of an encoder's output: an image, a tile of one, or a video.
+
+    Args:
+        model: whose encoder it was.
+        features: floating [n, d].
+        arguments: what the encoder was told of this item, by the name of its argument: sizes, grids, frames;
+            empty when the features were made elsewhere.
+        key: the same for the copies of an item that are made for beams.
+    """
+
+    model: PreTrainedModel
+    features: Tensor
+    arguments: dict[str, Tensor]
+    key: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def frames(self) -> int:
+        """Pictures that follow one another in time: 1 for an image."""
+        for name in ("image_grid_thw", "video_grid_thw"):
+            if name in self.arguments:
+                return int(self.arguments[name][0])
+        frames = self.arguments.get("pixel_values_videos")
+        return 1 if frames is None or frames.ndim != 4 else len(frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a frame in any unit; (1, 1) when nothing was said, as by square encoders."""
+        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes"):
+            if name in self.arguments:
+                height, width = self.arguments[name][-2:].tolist()
+                return height, width
+        if "image_position_ids" in self.arguments:
+            width, height = (self.arguments["image_position_ids"].amax(0) + 1).tolist()
+            return height, width
+        return 1, 1
+
+
+def frames(item: Item) -> tuple[View, ...]:
+    """One view per frame, all of one shape, in row-major order; rows that are left over are fixed."""
+    count = item.frames
+    each = len(item) // count
+    grid = scaled(item.size, each)
+    rows = torch.arange(count * each, device=item.features.device)
+    return tuple(View(frame, grid) for frame in rows.view(count, each))
+
+
+def frames_and_newline(item: Item) -> tuple[View, ...]:
+    """The same, with one newline row after the last frame."""
+    return frames(Item(item.model, item.features[:-1], item.arguments, item.key))
+
+
+def unordered(item: Item) -> tuple[View, ...]:
+    """One view of tokens that have no place in the picture, such as those of a resampler."""
+    return (View(torch.arange(len(item), device=item.features.device)),)
+
+
+def two_resolutions(item: Item) -> tuple[View, ...]:
+    """A downscaled view, then a view in full resolution, as Molmo tells them in `image_grids`."""
+    if "image_grids" not in item.arguments:
+        return unordered(item)
+    low_rows, low_columns, rows, columns = item.arguments["image_grids"].tolist()
+    both = torch.arange(len(item), device=item.features.device).split([low_rows * low_columns, rows * columns])
+    grids = (low_rows, low_columns), (rows, columns)
+    return tuple(View(rows, grid) for rows, grid in zip(both, grids, strict=True) if len(rows))
+
+
+def scaled(size: tuple[int, int], count: int) -> tuple[int, int] | None:
+    """(rows, columns) with rows * columns == count in the proportions of size, or None if there is none."""
+    scale = math.sqrt(size[0] * size[1] / max(count, 1))
+    rows, columns = (round(length / scale) for length in size)
+    return (rows, columns) if rows * columns == count else None

@@ -1,0 +1,140 @@
+"""Families that bring every image to one size: one view, and always as many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .base import Family, Layout, Media, Size, Text
+from .parts import BEGIN, END, IMAGE, LINE, siglip, text, vision
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Square(Family):
+    """Every image is a square.
+
+    Args:
+        pixels: its side in pixels.
+        side: the side of its grid.
+    """
+
+    pixels: int = 16
+    side: int = 4
+
+    def image_layout(self, size: Size) -> Layout:
+        count = self.side**2
+        return count, [(list(range(count)), (self.side, self.side))]
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        return {"pixel_values": torch.randn(1, 3, self.pixels, self.pixels, generator=generator)}
+
+
+class Gemma3(Square):
+    """The tokens of an image see each other both ways."""
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": (ids == IMAGE).long()}
+
+    def blocks(self, ids: Tensor) -> Tensor:
+        shown = ids == IMAGE
+        starts = shown & ~shown.roll(1, -1)
+        return torch.where(shown, starts.cumsum(-1), -1)
+
+
+class PaliGemma(Square):
+    """Images come first, one right after the other; the whole prompt sees itself both ways."""
+
+    def prompt_ids(self, media: Sequence[Media], first: int, text: Text) -> list[int]:
+        return [IMAGE] * (len(media) * self.side**2) + [1, *text(first + 5), LINE]
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": torch.zeros_like(ids)}
+
+    def blocks(self, ids: Tensor) -> Tensor:
+        return torch.zeros_like(ids)
+
+    def positions(self, model: object, prompt: dict[str, Tensor]) -> Tensor:
+        return super().positions(model, prompt) + 1
+
+
+class Aria(Square):
+    """Learned queries stand for an image, so its tokens have no grid; a mask says where it is padded."""
+
+    def image_layout(self, size: Size) -> Layout:
+        return 12, [(list(range(12)), None)]
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        mask = torch.zeros(1, self.pixels, self.pixels, dtype=torch.bool)
+        mask[:, : self.pixels * size[0] // max(size), : self.pixels * size[1] // max(size)] = True
+        return super().image_pixels(size, generator) | {"pixel_mask": mask}
+
+
+CLIP_LLAMA = {"vision_config": vision("clip_vision_model"), "text_config": text(), "image_token_id": IMAGE}
+
+SQUARE: tuple[Family, ...] = (
+    Square("llava", {**CLIP_LLAMA, "image_seq_length": 16}),
+    Square("vipllava", {**CLIP_LLAMA, "vision_feature_layers": [-1, -2]}),
+    Gemma3(
+        "gemma3",
+        {
+            "vision_config": siglip(patch=2),
+            "text_config": text(
+                "gemma3_text",
+                layer_types=["sliding_attention", "full_attention"],
+                sliding_window=512,
+                query_pre_attn_scalar=8,
+            ),
+            "mm_tokens_per_image": 16,
+            "image_token_id": IMAGE,
+            "boi_token_index": BEGIN,
+            "eoi_token_index": END,
+        },
+        before=(LINE, BEGIN),
+        after=(END, LINE),
+    ),
+    PaliGemma(
+        "paligemma",
+        {
+            "vision_config": {**siglip(), "projection_dim": 32},
+            "text_config": text("gemma"),
+            "image_token_id": IMAGE,
+            "projection_dim": 32,
+        },
+    ),
+    Square("deepseek_vl", {"vision_config": siglip(), "text_config": text(), "image_token_id": IMAGE}),
+    Square(
+        "got_ocr2",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "output_channels": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 4,
+                "mlp_dim": 16,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+            },
+            "text_config": text("qwen2"),
+            "image_token_id": IMAGE,
+        },
+        before=(BEGIN,),
+        after=(END,),
+        pixels=64,
+    ),
+    Aria(
+        "aria",
+        {
+            "vision_config": vision("idefics3_vision"),
+            "text_config": text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+            "image_token_id": IMAGE,
+            "projector_patch_to_query_dict": {16: 12},
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
+)
