@@ -3,37 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from families import BATCH, IMAGE, Family, Size, prompt_of
+from families import BATCH, FAMILIES, Family, Media, is_visual
 from torch import Tensor
 
 from gprune.pruners import Pruner
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class KeptPrompt:
-    """One prompt after pruning: embeddings [1, n, d], position ids [1, n], which tokens are left [length]."""
+    """One prompt after pruning.
 
+    Args:
+        family: of the model.
+        ids: int64 [n], the tokens that are left.
+        embeddings: [1, n, d].
+        positions: int64 [..., 1, n], position ids.
+        next_position: int64 [..., 1, 1], position id of the first new token.
+        kept: bool [length], which tokens of the prompt are left.
+        blocks: int64 [n], tokens of the same block see each other both ways, -1 is in none.
+        visual: bool [n], which of the tokens that are left are visual tokens.
+        deepstack: [sum of visual, d] per layer of the text model that adds them to its visual tokens.
+    """
+
+    family: Family
+    ids: Tensor
     embeddings: Tensor
     positions: Tensor
+    next_position: Tensor
     kept: Tensor
+    blocks: Tensor
+    visual: Tensor
+    deepstack: list[Tensor]
+
+    def followed_by(self, model: Any, token: Tensor) -> KeptPrompt:
+        """The prompt with one more token, int64 []; text, even if it is the id of a placeholder."""
+        embedding = self.family.embeddings(model, token[None], [])
+        return replace(
+            self,
+            ids=torch.cat([self.ids, token[None]]),
+            embeddings=torch.cat([self.embeddings, embedding[None]], dim=1),
+            positions=torch.cat([self.positions, self.next_position], dim=-1),
+            next_position=self.next_position + 1,
+            blocks=torch.cat([self.blocks, torch.tensor([-1])]),
+            visual=torch.cat([self.visual, torch.tensor([False])]),
+        )
 
 
-def kept_rows(family: Family, pruner: Pruner, features: Tensor, size: Size) -> Tensor:
+def kept_rows(family: Family, pruner: Pruner, features: Tensor, media: Media) -> Tensor:
     """Rows of one image that the pruner keeps, selected alone, with views from the size of the image."""
-    return pruner.select(family.tokens(features, size)).kept
+    return pruner.select(family.tokens(features, media)).kept
 
 
-def encode(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+def encode(model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]] = BATCH) -> list[Tensor]:
     """The visual tokens of every image."""
-    if "pixel_values" not in inputs:
-        return []
-    names = ("pixel_values", "image_sizes")
-    arguments = {name: inputs[name] for name in names if name in inputs}
-    return list(model.model.get_image_features(**arguments, return_dict=True).pooler_output)
+    return FAMILIES[model.config.model_type].encode(model, inputs, images)
 
 
 def kept_prompts(
@@ -41,72 +68,99 @@ def kept_prompts(
     model: Any,
     pruner: Pruner,
     inputs: dict[str, Tensor],
-    images: Sequence[Sequence[Size]] = BATCH,
+    images: Sequence[Sequence[Media]] = BATCH,
 ) -> list[KeptPrompt]:
     """Every prompt of a batch after pruning, one at a time."""
-    prompts = []
-    for row, sizes in enumerate(images):
-        prompt = prompt_of(inputs, row, images)
-        ids = prompt["input_ids"][0]
-        embeddings = model.get_input_embeddings()(ids)
-        kept = torch.ones(len(ids), dtype=torch.bool)
-        if sizes:
-            features = encode(model, prompt)
-            places = ids == IMAGE
-            assert int(places.sum()) == sum(map(len, features))
-            embeddings = embeddings.masked_scatter(places[:, None], torch.cat(features))
-            start = 0
-            for image, size in zip(features, sizes, strict=True):
-                own = places.nonzero()[start : start + len(image), 0]
-                kept[own] = False
-                kept[own[kept_rows(family, pruner, image, size)]] = True
-                start += len(image)
-        numbers = kept.nonzero()[:, 0] if pruner.positions == "original" else torch.arange(int(kept.sum()))
-        prompts.append(KeptPrompt(embeddings[kept][None], numbers[None], kept))
-    return prompts
+    return [
+        _kept_prompt(family, model, pruner, family.prompt_of(inputs, row, images), media)
+        for row, media in enumerate(images)
+    ]
 
 
 def text_logits(model: Any, prompt: KeptPrompt) -> Tensor:
     """Logits [n, vocabulary] of one prompt by the text model alone, without a cache."""
-    output = model.model.language_model(
-        inputs_embeds=prompt.embeddings,
-        position_ids=prompt.positions,
-        attention_mask=torch.ones(prompt.positions.shape, dtype=torch.long),
-        use_cache=False,
-    )
-    return model.lm_head(output.last_hidden_state)[0]
+    arguments = {
+        "inputs_embeds": prompt.embeddings,
+        "position_ids": prompt.positions,
+        "attention_mask": _mask(prompt),
+        "use_cache": False,
+    }
+    if prompt.deepstack:
+        arguments |= {"visual_pos_masks": prompt.visual[None], "deepstack_visual_embeds": prompt.deepstack}
+    return prompt.family.logits(model, prompt.ids, arguments)[0]
 
 
 def greedy(model: Any, prompt: KeptPrompt, steps: int) -> tuple[Tensor, Tensor]:
-    """Logits [steps, vocabulary] and tokens [steps] of greedy decoding: everything anew for every token.
-
-    New tokens are numbered on from the length of the prompt before pruning, or after it if that is contiguous.
-    """
-    original = not torch.equal(prompt.positions[0], torch.arange(prompt.positions.shape[1]))
-    position = len(prompt.kept) if original else prompt.positions.shape[1]
+    """Logits [steps, vocabulary] and tokens [steps] of greedy decoding: everything anew for every token."""
     logits, tokens = [], []
-    for step in range(steps):
+    for _ in range(steps):
         logits.append(text_logits(model, prompt)[-1])
         tokens.append(logits[-1].argmax())
-        prompt = KeptPrompt(
-            torch.cat([prompt.embeddings, model.get_input_embeddings()(tokens[-1])[None, None]], dim=1),
-            torch.cat([prompt.positions, torch.tensor([[position + step]])], dim=1),
-            prompt.kept,
-        )
+        prompt = prompt.followed_by(model, tokens[-1])
     return torch.stack(logits), torch.stack(tokens)
 
 
 def embedded(prompts: Sequence[KeptPrompt]) -> dict[str, Tensor]:
-    """The prompts as a left-padded batch for a stock model: inputs_embeds, position_ids, attention_mask."""
-    length = max(prompt.positions.shape[1] for prompt in prompts)
-    batch = {
-        "inputs_embeds": torch.zeros(len(prompts), length, prompts[0].embeddings.shape[-1]),
-        "position_ids": torch.zeros(len(prompts), length, dtype=torch.long),
-        "attention_mask": torch.zeros(len(prompts), length, dtype=torch.long),
-    }
+    """The prompts as a left-padded batch for a stock model: inputs_embeds, position_ids, attention_mask.
+
+    For families that need no more than that: no tokens that see what comes after them, no features for inner layers.
+    """
+    assert not any(prompt.deepstack or (prompt.blocks >= 0).any() for prompt in prompts)
+    length = max(len(prompt.ids) for prompt in prompts)
+    rows, axes, width = len(prompts), prompts[0].positions.shape[:-2], prompts[0].embeddings.shape[-1]
+    mask = torch.zeros(rows, length, dtype=torch.long)
+    embeddings = torch.zeros(rows, length, width)
+    positions = torch.zeros(*axes, rows, length, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        start = length - prompt.positions.shape[1]
-        batch["inputs_embeds"][row, start:] = prompt.embeddings[0]
-        batch["position_ids"][row, start:] = prompt.positions[0]
-        batch["attention_mask"][row, start:] = 1
-    return batch
+        start = length - len(prompt.ids)
+        mask[row, start:] = 1
+        embeddings[row, start:] = prompt.embeddings[0]
+        positions[..., row, start:] = prompt.positions[..., 0, :]
+    return {"inputs_embeds": embeddings, "position_ids": positions, "attention_mask": mask}
+
+
+def _kept_prompt(
+    family: Family, model: Any, pruner: Pruner, prompt: dict[str, Tensor], media: Sequence[Media]
+) -> KeptPrompt:
+    ids = prompt["input_ids"][0]
+    features = family.encode(model, prompt, [media])
+    rows = [kept_rows(family, pruner, image, one) for image, one in zip(features, media, strict=True)]
+    starts = torch.tensor([0, *map(len, features)]).cumsum(0).tolist()
+    kept_visual = torch.zeros(starts[-1], dtype=torch.bool)
+    for start, own in zip(starts, rows, strict=False):
+        kept_visual[start + own] = True
+    visual = is_visual(ids)
+    assert int(visual.sum()) == len(kept_visual)
+    kept = torch.ones_like(visual).masked_scatter(visual, kept_visual)
+
+    positions = family.positions(model, prompt)
+    order, axes = positions[:1], positions[1:]
+    ends = [order.amax(-1, keepdim=True)]
+    if positions.ndim == 3:  # the axes of an image end apart, but the text after it goes on from the largest
+        ends += [axes.amax((0, -1), keepdim=True).expand(len(axes), 1, 1)]
+    next_position = torch.cat(ends) + 1
+    positions = positions[..., kept]
+    if pruner.positions == "contiguous":
+        positions = torch.arange(int(kept.sum())).expand_as(positions)
+        next_position = torch.full_like(next_position, int(kept.sum()))
+    return KeptPrompt(
+        family=family,
+        ids=ids[kept],
+        embeddings=family.embeddings(model, ids, features)[kept][None],
+        positions=positions,
+        next_position=next_position,
+        kept=kept,
+        blocks=family.blocks(ids)[kept],
+        visual=visual[kept],
+        deepstack=[level[kept_visual] for level in family.deepstack(model, prompt, [media])],
+    )
+
+
+def _mask(prompt: KeptPrompt) -> Tensor:
+    """int64 [1, n], or float [1, 1, n, n] if some tokens see what comes after them."""
+    length = len(prompt.ids)
+    if (prompt.blocks < 0).all():
+        return torch.ones(1, length, dtype=torch.long)
+    same = (prompt.blocks[:, None] == prompt.blocks) & (prompt.blocks >= 0)
+    seen = torch.ones(length, length).tril().bool() | same
+    return torch.zeros(length, length).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]

@@ -10,6 +10,7 @@ import transformers as T
 from families import FAMILIES, IMAGE, prompt_of
 
 from gprune.attach import UnsupportedModel
+from gprune.attach.support import refusal
 from gprune.pruners import GPrune, NonFiniteFeatures
 
 FAMILY = FAMILIES["llava_next"]
@@ -49,15 +50,41 @@ def unsupported() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("model_type", ["llama", "blip-2", "llava_next", "None"])
-def test_other_models(model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("llama", r"does not take images.*supported.*llava_next"),
+        ("blip-2", r"Q-Former.*supported.*qwen3_vl"),
+        ("llava_next", r"pass the \.\.\.ForConditionalGeneration model"),
+        ("None", r"does not take images.*supported"),
+    ],
+)
+def test_other_models(model_type: str, reason: str) -> None:
     model = unsupported()[model_type]
-    with pytest.raises(UnsupportedModel) as caught:
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
         PRUNER.attach(model)
     assert type(model).__name__ in str(caught.value)
     assert model_type in str(caught.value)
-    assert all(name in str(caught.value) for name in FAMILIES)
     assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("chameleon", "codebook"),
+        ("emu3", "codebook"),
+        ("instructblip", "Q-Former"),
+        ("mllama", "cross-attention"),
+        ("idefics", "cross-attention"),
+        ("florence2", "encoder-decoder"),
+        ("t5gemma2", "encoder-decoder"),
+        ("idefics2", "CONTRIBUTING"),
+    ],
+)
+def test_families_that_work_otherwise_are_refused_with_the_reason(name: str, reason: str) -> None:
+    config = T.CONFIG_MAPPING[name]()
+    assert reason in (refusal(config) or "")
+    assert all(family in (refusal(config) or "") for family in FAMILIES)
 
 
 def test_transformers_without_pre_encoded_images(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,15 +172,22 @@ def _blip2() -> Any:
     )
 
 
-@pytest.mark.parametrize("config", [_llama, _blip2])
+@pytest.mark.parametrize(("config", "reason"), [(_llama, "it does not take images"), (_blip2, "its Q-Former")])
 @pytest.mark.parametrize("command", ["ask", "show", "scenes"])
 def test_model_of_another_family(
-    run: Run, nothing_loads: None, photos: dict[str, Path], tmp_path: Path, command: str, config: Callable[[], Any]
+    run: Run,
+    nothing_loads: None,
+    photos: dict[str, Path],
+    tmp_path: Path,
+    command: str,
+    config: Callable[[], Any],
+    reason: str,
 ) -> None:
     config().save_pretrained(tmp_path / "model")
     given: dict[str, tuple[object, ...]] = {"ask": (photos["coffee"], "hi"), "show": (photos["coffee"],)}
     result = run(command, *given.get(command, ()), "--model", tmp_path / "model")
-    refused(result, "model types that can be pruned are llava, ")
+    refused(result, reason)
+    assert "supported are models with model_type aria, " in result.err
     assert repr(config().model_type) in result.err
 
 

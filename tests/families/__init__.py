@@ -5,7 +5,7 @@ Layouts are worked out from the sizes of the images, never read from the model's
 
 from __future__ import annotations
 
-from .base import BATCH, VIDEOS, Family, Inputs, Media, Size, Video, is_video, prompt_of
+from .base import BATCH, VIDEOS, Family, Inputs, Media, Size, Video, is_video, is_visual, prompt_of
 from .grids import GRIDS
 from .newline import NEWLINE
 from .parts import IMAGE, VIDEO
@@ -26,5 +26,6 @@ __all__ = [
     "Size",
     "Video",
     "is_video",
+    "is_visual",
     "prompt_of",
 ]

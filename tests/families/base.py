@@ -49,6 +49,11 @@ def is_video(media: Media) -> TypeGuard[Video]:
     return isinstance(media[1], tuple)
 
 
+def is_visual(ids: Tensor) -> Tensor:
+    """Which token ids are placeholders: bool of the same shape."""
+    return (ids == IMAGE) | (ids == VIDEO)
+
+
 class Inputs(dict[str, Tensor]):
     """The arguments of a call by name, and the family they are for."""
 
@@ -125,6 +130,15 @@ class Family(ABC):
     def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
         """int64 [..., 1, L]: position ids of one prompt without padding, as generate() numbers it."""
         return torch.arange(prompt["input_ids"].shape[1])[None]
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """[1, n, vocabulary]: what the text model alone makes of embeddings, position ids and a mask."""
+        return model.lm_head(model.get_decoder()(**arguments).last_hidden_state)
+
+    def embeddings(self, model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """[L, d]: what the text model sees of a prompt int64 [L], its visual tokens in place."""
+        embeddings = model.get_input_embeddings()(ids)
+        return embeddings.masked_scatter(is_visual(ids)[:, None], torch.cat(features)) if features else embeddings
 
     def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
         """[N, d] per layer of the text model that adds them to all visual tokens, in prompt order."""

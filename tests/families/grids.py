@@ -91,16 +91,15 @@ class Qwen2VL(MRope):
 
 
 class Qwen3VL(Qwen2VL):
-    """A time stamp stands before every frame; features of inner layers of the vision tower go to the LLM too."""
+    """A time stamp stands before every frame; features of inner layers of the vision tower may go to the LLM too."""
 
     def video_ids(self, video: Video, text: Text) -> list[int]:
         views = self.layout(video)[1]
-        return [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
+        frames = [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
+        return [*self.before, *frames, *self.after]
 
     def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
-        levels = range(len(self.settings["vision_config"]["deepstack_visual_indexes"]))
-        if not any(images):
-            return []
+        levels = range(len(self.settings["vision_config"].get("deepstack_visual_indexes", ())) if any(images) else 0)
         return [
             torch.cat(self._read_encoders(model, inputs, images, lambda output, i=level: output.deepstack_features[i]))
             for level in levels
@@ -164,7 +163,7 @@ GRIDS: tuple[Family, ...] = (
         before=(BEGIN,),
         after=(END,),
     ),
-    MRope(
+    Qwen3VL(
         "qwen3_5",
         {
             **_qwen(

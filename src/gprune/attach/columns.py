@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheStat
     if int(tokens[0, first]) >= int(expected):
         return call
     aligned = {name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None}
+    aligned = {name: values for name, values in aligned.items() if values.shape[-1] == ids.shape[1]}
     return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
 
 
@@ -93,6 +95,22 @@ def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState
     decoded = known.new_ones(batch, cached - known.shape[1])
     positions = read_positions(model, call, state, state.start(cached), new, visual)
     return Columns(torch.cat([known, decoded], dim=1), new, positions)
+
+
+def own_columns(call: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Cut arguments with a value per column to the columns of input_ids; some families give them for the cache too.
+
+    Returns:
+        The call, and the names of the arguments that were longer.
+    """
+    length = call["input_ids"].shape[1]
+    longer = [name for name in ALIGNED if call.get(name) is not None and call[name].shape[-1] > length]
+    return {**call, **{name: call[name][..., -length:] for name in longer}}, longer
+
+
+def lengthen(call: dict[str, Any], names: Sequence[str], cached: int) -> dict[str, Any]:
+    """Put values for `cached` columns in front of these arguments again: those of text, as attention to it is causal."""
+    return {**call, **{name: torch.nn.functional.pad(call[name], (cached, 0), value=ALIGNED[name]) for name in names}}
 
 
 def drop_columns(call: dict[str, Any], columns: Columns, drop: Tensor, filler: int) -> tuple[dict[str, Any], Columns]:

@@ -108,23 +108,54 @@ def encode(
     return call, outputs
 
 
-def keep_rows(output: ModelOutput, name: str, kept: Tensor) -> ModelOutput:
-    """A copy of an encoder's output with only the rows of bool [N] `kept`, in the container forward expects.
+def prompt_order(output: ModelOutput, name: str, placeholders: Tensor) -> list[int]:
+    """Which item of the encoder's own output stands at each place of the prompts.
+
+    `generate()` repeats the images of a prompt for beams. Their order is worked out anew here: not every family's
+    own repetition is right for prompts of several images.
+
+    Args:
+        name: the field of the output that holds the features: items [n, d], in a list or stacked.
+        placeholders: bool [B, q]; the rows of a repeated prompt follow one another.
+
+    Returns:
+        Indices into the field of `encoding_of(output)`, as often as the items were repeated.
+    """
+    sizes = [len(item) for item in encoding_of(output).output[name]]
+    times = sum(len(item) for item in output[name]) // max(sum(sizes), 1)
+    if times <= 1:
+        return list(range(len(sizes)))
+    order: list[int] = []
+    start = 0
+    for left in placeholders.sum(dim=1)[::times].tolist():
+        end = start
+        while left > 0 and end < len(sizes):
+            left -= sizes[end]
+            end += 1
+        order += list(range(start, end)) * times
+        start = end
+    return order
+
+
+def keep_rows(output: ModelOutput, name: str, order: Sequence[int], kept: Tensor) -> ModelOutput:
+    """A copy of an encoder's output with only some of its rows, in the container forward expects.
 
     The original is left alone: `generate()` may use it again.
 
     Args:
         name: the field that holds the features. Deepstack features, which a model adds to its first layers, lose
             the same rows on every level.
+        order: that of the items in the prompts.
+        kept: bool [N], the rows to keep of the items in this order.
     """
+    made = encoding_of(output).output
     output = copy.copy(output)
-    output[name] = _rows(output[name], kept)
-    if output.get("deepstack_features") is not None:
-        output["deepstack_features"] = [_rows(level, kept) for level in output["deepstack_features"]]
+
+    def rows(items: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        left = torch.cat([items[index] for index in order])[kept]
+        return left.unsqueeze(0) if isinstance(items, Tensor) else [left]
+
+    output[name] = rows(made[name])
+    if made.get("deepstack_features") is not None:
+        output["deepstack_features"] = [rows(level) for level in made["deepstack_features"]]
     return output
-
-
-def _rows(features: Tensor | Sequence[Tensor], kept: Tensor) -> Tensor | list[Tensor]:
-    if isinstance(features, Tensor):
-        return features.flatten(0, -2)[kept].unsqueeze(0)
-    return [torch.cat(list(features))[kept]]

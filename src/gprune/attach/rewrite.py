@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..pruners.base import Positions
-from .columns import check_mask, drop_columns, read_columns, skip_replayed
+from .columns import check_mask, drop_columns, lengthen, own_columns, read_columns, skip_replayed
 from .encoder import PIXELS, Modality, encode, keep_rows, modalities
 from .layouts import Layout
 from .positions import model_offset, multimodal_rope, next_position, renumber
@@ -55,8 +55,9 @@ def rewrite_call(
     call = skip_replayed(model, call, state, cached)
     carried = modalities(call)
     columns = read_columns(model, call, state, cached, visual=bool(carried))
+    given, outputs = encode(model, call, carried)
+    call, lengthened = own_columns(given)
 
-    call, outputs = encode(model, call, carried)
     drop = torch.zeros_like(columns.new)
     everything = True
     for modality in carried:
@@ -65,10 +66,10 @@ def rewrite_call(
         batch = select(modality, outputs[modality], ids, placeholders)
         everything = everything and batch.everything
         if not batch.everything:
-            outputs[modality] = keep_rows(outputs[modality], layout.output, batch.kept)
+            outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept)
             drop = drop | torch.zeros_like(drop).masked_scatter(placeholders, ~batch.kept.to(drop.device))
     if carried and everything and untouched:
-        return {**call, "mm_encoder_outputs": outputs}
+        return {**given, "mm_encoder_outputs": outputs}
 
     start = state.start(cached)
     positions = renumber(columns.positions, drop, state.shift, numbering)
@@ -84,6 +85,7 @@ def rewrite_call(
         next_position=after,
         shift=shift,
     )
+    call = lengthen(call, lengthened, cached)
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
     return {
         **call,

@@ -20,7 +20,7 @@ from .report import ImageReport, report_images
 from .rewrite import rewrite_call
 from .selection import BatchSelection, select_visual
 from .state import CacheState, read_state, write_state
-from .support import layout_of
+from .support import layout_of, unwrapped
 
 
 def attach(pruner: Pruner, model: PreTrainedModel) -> Run:
@@ -30,7 +30,7 @@ def attach(pruner: Pruner, model: PreTrainedModel) -> Run:
 
     Args:
         pruner: the method.
-        model: a `...ForConditionalGeneration` model of a supported family.
+        model: a `...ForConditionalGeneration` model of a supported family, or PEFT's adapters around one.
 
     Raises:
         UnsupportedModel: the model is of another kind, or transformers is too old; says what is supported.
@@ -47,10 +47,11 @@ class Run:
 
     Attributes:
         pruner: the method.
-        model: the model.
+        model: the model, without what PEFT wraps around it.
     """
 
     def __init__(self, pruner: Pruner, model: PreTrainedModel) -> None:
+        model = unwrapped(model)
         self._layout = layout_of(model)
         self.pruner, self.model = pruner, model
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from ..pruners.base import Pruner, Selection
 from ..tokens import View, VisualTokens
-from .encoder import Modality, encoding_of
+from .encoder import Encoding, Modality, encoding_of, prompt_order
 from .layouts import Layout, Views
 from .tiles import grouped, spans_of
 from .views import Item
@@ -24,11 +24,13 @@ class BatchSelection:
     """What a pruner kept of the images of a call.
 
     Args:
-        kept: bool [N], per visual token of the call in prompt order, images repeated for beams included.
+        order: of the encoder's items in the prompts, repeated for beams.
+        kept: bool [N], per visual token of the items in this order.
         everything: whether nothing was dropped.
         selection, sizes, views, ranked: as `report_images` takes them, each image once.
     """
 
+    order: list[int]
     kept: Tensor
     everything: bool
     selection: Selection
@@ -58,7 +60,8 @@ def select_visual(
         ValueError: there are more or fewer placeholders than visual tokens; features are not finite (names the
             image) or not laid out as the model's family does.
     """
-    items = _items(layout, model, output, placeholders)
+    order = prompt_order(output, layout.output, placeholders)
+    items = _items(layout, model, encoding_of(output), order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
     joins = None if layout.joins is None or modality == "video" else layout.joins(ids, spans_of(placeholders, sizes))
@@ -73,6 +76,7 @@ def select_visual(
     mask[selection.kept] = True
     masks = dict(zip(images, mask.split(tokens.sizes), strict=True))
     return BatchSelection(
+        order=order,
         kept=torch.cat([masks[_key(group)] for group in groups]),
         everything=selection.kept.shape[0] == mask.shape[0],
         selection=selection,
@@ -82,47 +86,22 @@ def select_visual(
     )
 
 
-def _items(layout: Layout, model: PreTrainedModel, output: ModelOutput, placeholders: Tensor) -> list[Item]:
-    """The items of an encoder's output in prompt order, each knowing which original it is a copy of."""
-    features, encoding = output[layout.output], encoding_of(output)
-    originals = encoding.output[layout.output]
-    if isinstance(features, Tensor):
-        copies = _copies(len(originals), features, placeholders.sum(dim=1).tolist())
-    else:
-        first = {id(item): index for index, item in enumerate(originals)}
-        copies = [first[id(item)] for item in features]
+def _items(layout: Layout, model: PreTrainedModel, encoding: Encoding, order: Sequence[int]) -> list[Item]:
+    """The items, or their tiles, as they follow one another in the prompts."""
+    features = encoding.output[layout.output]
     if layout.project is not None:
         features = layout.project(model, features)
-
     items = []
-    for index, item in zip(copies, features, strict=True):
+    for index in order:
         told = {
             name: value[index]
             for name, value in encoding.arguments.items()
-            if isinstance(value, Tensor) and value.ndim and len(value) == len(originals)
+            if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
         }
-        tiles = [item] if layout.tile is None else item.split(layout.tile(model))
-        items += [Item(model, tile, told, (index, number)) for number, tile in enumerate(tiles)]
+        tiles = [features[index]] if layout.tile is None else features[index].split(layout.tile(model))
+        # Where an item is all of a prompt, a prompt of text has an empty one.
+        items += [Item(model, tile, told, (index, number)) for number, tile in enumerate(tiles) if len(tile)]
     return items
-
-
-def _copies(count: int, features: Tensor, placeholders: Sequence[int]) -> list[int]:
-    """Which of `count` originals each item of a tensor is, after `generate()` has repeated prompt after prompt.
-
-    Args:
-        features: [n, tokens, d], n a multiple of count.
-        placeholders: per row of input_ids; a prompt's rows follow one another.
-    """
-    times = len(features) // count
-    if times == 1:
-        return list(range(count))
-    copies: list[int] = []
-    start = 0
-    for row in placeholders[::times]:
-        own = row // features.shape[1]
-        copies += list(range(start, start + own)) * times
-        start += own
-    return copies
 
 
 def _key(group: Sequence[Item]) -> tuple[tuple[int, int], ...]:

@@ -54,13 +54,10 @@ def read_config(name: str, *others: str) -> Any:
 
 def _check_family(name: str, config: Any) -> None:
     """Refuse a model of another family before its weights are read, or downloaded."""
-    from ..attach.layouts import LAYOUTS
+    from ..attach.support import refusal
 
-    if config.model_type not in LAYOUTS:
-        raise WrongInput(
-            f"--model {name} has model_type {config.model_type!r}; model types that can be pruned are "
-            f"{', '.join(LAYOUTS)}; give a checkpoint of one of them"
-        )
+    if reason := refusal(config):
+        raise WrongInput(f"--model {name} has model_type {config.model_type!r} and cannot be pruned: {reason}")
 
 
 @contextmanager

@@ -1,0 +1,145 @@
+"""The matrix and the reference themselves, against stock models that prune nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from families import BATCH, FAMILIES, VIDEOS, Family, Media, Size, is_visual
+from reference import embedded, greedy, kept_prompts, text_logits
+from torch import Tensor
+
+from gprune.pruners import Uniform
+
+STEPS = 6
+LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+EVERYTHING = Uniform(keep=1.0)
+ONE_SIZE = {"llava", "vipllava", "gemma3", "paligemma", "deepseek_vl", "got_ocr2", "aria"}
+close = {"rtol": 0, "atol": 1e-5}
+
+Prompts = Sequence[Sequence[Media]]
+TWO_VIDEOS: Prompts = ((), ((4, (30, 18)), (4, (20, 40))), ((20, 40),))
+CASES = [(family, BATCH) for family in FAMILIES.values()]
+CASES += [(family, media) for family in FAMILIES.values() if family.takes_videos for media in (VIDEOS, TWO_VIDEOS)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{'image' if case[1] is BATCH else 'video'}")
+def case(request: pytest.FixtureRequest) -> tuple[Family, Prompts]:
+    return request.param
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def stock(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits [B, steps, vocabulary] and tokens [B, steps] of stock greedy decoding."""
+    output = model.generate(**inputs, max_new_tokens=STEPS, **LOGITS)
+    return torch.stack(output.logits, 1), output.sequences[:, -STEPS:]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_reference_that_keeps_everything_is_stock_generation(case: tuple[Family, Prompts], attention: str) -> None:
+    family, images = case
+    model, inputs = family.model(attention), family.inputs(images)
+    logits, tokens = stock(model, inputs)
+    prompts = kept_prompts(family, model, EVERYTHING, inputs, images)
+    for row, prompt in enumerate(prompts):
+        expected_logits, expected_tokens = greedy(model, prompt, STEPS)
+        torch.testing.assert_close(logits[row], expected_logits, **close)
+        assert torch.equal(tokens[row], expected_tokens)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_taken_from_a_batch_gives_the_logits_it_has_there(case: tuple[Family, Prompts], side: str) -> None:
+    family, images = case
+    model, inputs = family.model(), family.inputs(images, side=side)
+    batch = model(**inputs).logits
+    for row in range(len(images)):
+        prompt = family.prompt_of(inputs, row, images)
+        alone = model(**prompt).logits[0]
+        assert len(alone) == int(inputs["attention_mask"][row].sum())
+        torch.testing.assert_close(batch[row, inputs["attention_mask"][row].bool()], alone, **close)
+
+
+def test_layouts_agree_with_placeholders_and_features(case: tuple[Family, Prompts]) -> None:
+    family, images = case
+    inputs = family.inputs(images)
+    features = family.encode(family.model(), inputs, images)
+    layouts = [family.layout(media) for prompt in images for media in prompt]
+    assert [len(image) for image in features] == [count for count, _ in layouts]
+    for (count, views), image in zip(layouts, features, strict=True):
+        rows = [row for rows, _ in views for row in rows]
+        assert rows == sorted(set(rows)) and rows[-1] < count
+        assert all(grid is None or grid[0] * grid[1] == len(rows) for rows, grid in views)
+        assert image.shape == (count, 32) and image.std() > 0.01
+    for row, media in enumerate(images):
+        assert int(is_visual(inputs["input_ids"][row]).sum()) == sum(family.layout(one)[0] for one in media)
+
+
+def test_features_of_an_image_are_its_own(case: tuple[Family, Prompts]) -> None:
+    """The images of a batch are told apart where the features are split."""
+    family, images = case
+    model, inputs = family.model(), family.inputs(images)
+    together = family.encode(model, inputs, images)
+    alone = []
+    for row, media in enumerate(images):
+        alone += family.encode(model, family.prompt_of(inputs, row, images), [media])
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, **close)
+
+
+def test_images_of_different_size_have_different_numbers_of_tokens(family: Family) -> None:
+    counts = {family.layout(size)[0] for prompt in BATCH for size in prompt}
+    assert len(counts) == (1 if family.name in ONE_SIZE else 3)
+
+
+def test_grids_agree_with_the_position_ids(family: Family) -> None:
+    """Families that number height and width apart say so themselves how the rows of a view lie in its grid."""
+    images = VIDEOS if family.takes_videos else BATCH
+    inputs = family.inputs(images)
+    prompt = family.prompt_of(inputs, 1, images)
+    positions = family.positions(family.model(), prompt)
+    if positions.ndim == 2:
+        pytest.skip("numbers all tokens on one axis")
+    visual = positions[1:, 0, is_visual(prompt["input_ids"][0])]
+    start = 0
+    for media in images[1]:
+        count, views = family.layout(media)
+        for rows, grid in views:
+            assert grid is not None
+            _, height, width = (axis[start:][rows].view(grid) for axis in visual)
+            down, across = torch.arange(grid[0])[:, None], torch.arange(grid[1])
+            assert torch.equal(height - height[0, 0], down.expand(grid))
+            assert torch.equal(width - width[0, 0], across.expand(grid))
+        start += count
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_stock_generation_from_kept_embeddings_is_the_reference(family: Family, positions: str) -> None:
+    model, pruner = family.model(), Uniform(keep=0.5, positions=positions)
+    prompts = kept_prompts(family, model, pruner, family.inputs())
+    if any(prompt.deepstack or (prompt.blocks >= 0).any() for prompt in prompts):
+        pytest.skip("needs more than embeddings, position ids and a mask")
+    logits, tokens = stock(model, embedded(prompts))
+    for row, prompt in enumerate(prompts):
+        expected_logits, expected_tokens = greedy(model, prompt, STEPS)
+        torch.testing.assert_close(logits[row], expected_logits, **close)
+        assert torch.equal(tokens[row], expected_tokens)
+
+
+def test_what_is_dropped_and_where_it_stood_changes_the_logits(family: Family) -> None:
+    model, inputs = family.model(), family.inputs()
+    kinds = [EVERYTHING, *(Uniform(keep=0.5, positions=positions) for positions in ("original", "contiguous"))]
+    last = [torch.stack([text_logits(model, p)[-1] for p in kept_prompts(family, model, k, inputs)[:2]]) for k in kinds]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (last[one] - last[other]).abs().amax(-1).min() > 1e-2
