@@ -17,7 +17,7 @@ from PIL import Image
 
 import gprune.draw
 from gprune.attach import ImageReport
-from gprune.draw import centre_crop, draw
+from gprune.draw import centre_crop, draw, tile_pictures
 from gprune.tokens import View
 
 COLOR = (10, 200, 90)
@@ -191,3 +191,26 @@ def test_drawing_leaves_pyplot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     draw(halves(), [("k", report([0], (2, 2)))])
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_every_tile_is_drawn_with_what_was_kept_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = report([0, 1, 2, 3, 5], (2, 2), (2, 2))  # all of the first tile, the first patch of the second
+    tiles = [Image.new("RGB", (16, 16), BLUE), Image.new("RGB", (16, 16), COLOR)]
+    first, second = panels(monkeypatch, Image.new("RGB", (32, 16), RED), [("kept", both)], tiles=tiles)
+    whole = (0.0, 0.0, 1.0, 1.0)
+    assert (patch_centres(first[1][1], (2, 2), whole) == BLUE).all()
+    shown = patch_centres(second[1][1], (2, 2), whole)
+    assert (shown[0, 0] == COLOR).all() and (shown.reshape(4, 3)[1:] != COLOR).any(-1).all()
+    with pytest.raises(ValueError, match="1 tiles for 2 views"):
+        draw(Image.new("RGB", (32, 16)), [("kept", both)], tiles=tiles[:1])
+
+
+def test_tiles_as_the_processor_made_them_become_pictures() -> None:
+    pixels = torch.zeros(1, 2, 3, 4, 6)
+    pixels[0, 0] = torch.linspace(-2, 3, 24).view(4, 6)  # normalised: any range
+    ramp, flat = tile_pictures(pixels)
+    assert ramp.size == flat.size == (6, 4)
+    assert np.abs(np.asarray(ramp)[..., 1] - np.linspace(0, 255, 24).reshape(4, 6)).max() <= 0.5
+    assert not np.asarray(flat).any()
+    with pytest.raises(ValueError, match=r"\(2, 9, 48\) are not pictures"):
+        tile_pictures(torch.zeros(2, 9, 48))

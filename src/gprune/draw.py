@@ -29,7 +29,11 @@ _PANEL = 2.3  # inches: the side of a square panel
 
 
 def draw(
-    picture: Image.Image, kept: Sequence[Titled], scores: Sequence[Titled] = (), box: Box | None = None
+    picture: Image.Image,
+    kept: Sequence[Titled],
+    scores: Sequence[Titled] = (),
+    box: Box | None = None,
+    tiles: Sequence[Image.Image] = (),
 ) -> Image.Image:
     """Draw reports of one picture side by side, each view of the picture in a row of its own.
 
@@ -40,30 +44,56 @@ def draw(
         scores: title and report of every panel that shows the scores as a heatmap, bright where high. Its colours
             span the 2nd to the 98th percentile of the view's scores.
         box: (left, top, right, bottom) in pixels of what the views cover; the whole picture when None.
+        tiles: the part of the picture that each view covers, where a model cuts it into tiles.
 
     Returns:
         An RGB picture.
 
     Raises:
-        ValueError: nothing to draw, reports of different pictures, a view whose grid is unknown, or a heatmap of a
-            method without scores.
+        ValueError: nothing to draw, reports of different pictures, a view whose grid is unknown, a heatmap of a
+            method without scores, or tiles that are not one for each view.
     """
     grids = _check([report for _, report in (*kept, *scores)], [report for _, report in scores])
-    canvas, area = _canvas(picture, box or (0, 0, *picture.size))
+    views = len((*kept, *scores)[0][1].views)
+    if tiles and len(tiles) != views:
+        raise ValueError(f"there are {len(tiles)} tiles for {views} views; accepted is one for each; leave them out")
+    if tiles:
+        canvases = [_canvas(tile, (0, 0, *tile.size)) for tile in tiles]
+    else:
+        canvases = [_canvas(picture, box or (0, 0, *picture.size))] * views
     bands: list[tuple[str, list[tuple[str, Image.Image]]]] = []
     for i, grid in grids.items():
+        canvas, area = canvases[i]
         panels = [("the picture", _ruled(canvas, grid, area))]
         for title, report in kept:
             mask = torch.isin(report.views[i].rows, report.kept).reshape(grid).numpy()
             panels.append((f"{title}\n{mask.sum()} of {mask.size}", _faded(canvas, mask, area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if kept else []
     for i, grid in grids.items():
+        canvas, area = canvases[i]
         panels = []
         for title, report in scores:
             assert report.scores is not None
             panels.append((title, _heated(canvas, report.scores[report.views[i].rows].reshape(grid).numpy(), area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if scores else []
-    return _sheet(bands, canvas.height / canvas.width)
+    return _sheet(bands, canvases[0][0].height / canvases[0][0].width)
+
+
+def tile_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """The tiles of a picture as a processor made them: floating [..., 3, height, width], in any range of values.
+
+    Raises:
+        ValueError: the processor cut the tiles further, into flat patches.
+    """
+    if pixels.ndim < 4 or pixels.shape[-3] != 3:
+        raise ValueError(
+            f"pixel values of shape {tuple(pixels.shape)} are not pictures; accepted is [..., 3, height, width]; "
+            f"this model's tiles cannot be drawn"
+        )
+    low, high = pixels.amin((-3, -2, -1), keepdim=True), pixels.amax((-3, -2, -1), keepdim=True)
+    scaled = 255 * (pixels - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    bytes_ = scaled.flatten(0, -4).movedim(1, -1).round().to("cpu", torch.uint8)
+    return [Image.fromarray(tile.numpy()) for tile in bytes_]
 
 
 def centre_crop(processor: Any, size: tuple[int, int]) -> Box | None:

@@ -109,7 +109,7 @@ def own_columns(call: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def lengthen(call: dict[str, Any], names: Sequence[str], cached: int) -> dict[str, Any]:
-    """Put values for `cached` columns in front of these arguments again: those of text, as attention to it is causal."""
+    """Put values for `cached` columns in front of these arguments again: as for text."""
     return {**call, **{name: torch.nn.functional.pad(call[name], (cached, 0), value=ALIGNED[name]) for name in names}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor
@@ -30,6 +30,7 @@ class Layout:
         tile: (model) -> tokens per tile, where the encoder returns all tiles of a prompt as one item.
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
+        since: the first version of transformers whose forward takes fewer visual tokens than an image has.
     """
 
     views: Views = frames
@@ -38,6 +39,7 @@ class Layout:
     tile: Callable[[PreTrainedModel], int] | None = None
     output: str = "pooler_output"
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
+    since: str = "5.19"
 
 
 def _shuffled_tile(model: PreTrainedModel) -> int:
@@ -83,6 +85,6 @@ LAYOUTS: dict[str, Layout] = {
     "qwen3_5": ONE_VIEW,
     "qwen3_vl": WITH_VIDEO,
     "qwen3_vl_moe": WITH_VIDEO,
-    "smolvlm": TILES_PER_PROMPT,
+    "smolvlm": replace(TILES_PER_PROMPT, since="5.21"),
     "vipllava": ONE_VIEW,
 }

@@ -6,11 +6,10 @@ import inspect
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from .layouts import LAYOUTS, Layout
-
-REQUIRED = "transformers>=5.19,<6"
 
 _CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
 _QUERIES = "its Q-Former already condenses every image to a few query tokens"
@@ -61,12 +60,15 @@ def layout_of(model: Any) -> Layout:
             f"cannot prune a {type(model).__name__} (model_type={model_type!r}): it is not a model of transformers "
             f"that generates; pass the ...ForConditionalGeneration model; if this wraps one, pass the wrapped model"
         )
-    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+    layout = LAYOUTS[model.config.model_type]
+    takes_features = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
+    if not takes_features or Version(transformers.__version__) < Version(layout.since):
+        required = f"transformers>={layout.since},<6"
         raise UnsupportedModel(
-            f"{type(model).__name__}.forward takes no mm_encoder_outputs in transformers "
-            f"{transformers.__version__}; accepted is {REQUIRED}; pip install '{REQUIRED}'"
+            f"{type(model).__name__}.forward takes no pruned images in transformers {transformers.__version__}; "
+            f"accepted is {required}; pip install '{required}'"
         )
-    return LAYOUTS[config.model_type]  # type: ignore[union-attr]
+    return layout
 
 
 def refusal(config: Any) -> str | None:
