@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, IMAGE, is_visual
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from gprune.architectures import architecture
-from gprune.cost import Cost, cost
+from gprune.cost import Cost, cost, measure
 from gprune.pruners import GPrune, L2Norm, Random, Uniform
 from gprune.tiling import Tiling, tiling
 
@@ -274,9 +275,9 @@ def test_bad_sizes_and_counts(sizes: Any, text_tokens: int, error: type[Exceptio
 def test_unknown_models_name_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'llava-9000' is unknown; known are llava-next-8b"):
         cost("llava-9000", [(30, 40)], 5)
-    with pytest.raises(ValueError, match=r"'qwen2_vl'.* supported .* llava_onevision"):
+    with pytest.raises(ValueError, match=r"'qwen2_vl'.* supported .* llava_onevision.*measure"):
         cost(Qwen2VLConfig(), [(30, 40)], 5)
-    with pytest.raises(ValueError, match="Pixtral"):
+    with pytest.raises(ValueError, match="fixed input size"):
         cost(LlavaConfig(vision_config=PixtralVisionConfig(**VISION), text_config=llama()), [(30, 40)], 5)
 
 
@@ -294,3 +295,28 @@ def test_the_docs_show_the_committed_results() -> None:
     rows = [line for line in shown if line.startswith("|")]
     assert len(rows) > 10
     assert set(rows) <= set(results)
+
+
+def test_measured_cost_is_the_counted_one() -> None:
+    family = FAMILIES["llava_next"]
+    model, inputs = family.model("eager"), family.inputs([[(20, 40)]])
+    text = int((inputs["input_ids"] != IMAGE).sum())
+    for pruner in (None, L2Norm(keep=0.3)):
+        counted = cost(model, [(20, 40)], text, keep=1.0 if pruner is None else pruner)
+        found = measure(model, inputs, pruner)
+        assert (found.visual_tokens, found.kept_tokens) == (counted.visual_tokens, counted.kept_tokens)
+        assert (found.prompt_tokens, found.kv_bytes) == (counted.prompt_tokens, counted.kv_bytes)
+        assert found.total == counted.total
+        assert found.decode_flops == counted.decode_flops
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_can_be_measured_and_pruning_saves(name: str) -> None:
+    family = FAMILIES[name]
+    inputs = family.inputs()
+    full, pruned = (measure(family.model(), inputs, pruner) for pruner in (None, L2Norm(keep=0.3)))
+    eager = measure(family.model("eager"), inputs)
+    assert eager.total == pytest.approx(full.total, rel=0.02)  # fused attention is counted, not left out
+    assert pruned.visual_tokens == full.visual_tokens == int(is_visual(inputs["input_ids"]).sum())
+    assert pruned.kept_tokens < 0.7 * full.kept_tokens
+    assert pruned.total < full.total and pruned.kv_bytes < full.kv_bytes

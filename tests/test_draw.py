@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import BLUE, RED, halves
@@ -17,7 +18,7 @@ from PIL import Image
 
 import gprune.draw
 from gprune.attach import ImageReport
-from gprune.draw import centre_crop, draw, tile_pictures
+from gprune.draw import centre_crop, draw, tiles_of
 from gprune.tokens import View
 
 COLOR = (10, 200, 90)
@@ -208,9 +209,10 @@ def test_every_tile_is_drawn_with_what_was_kept_of_it(monkeypatch: pytest.Monkey
 def test_tiles_as_the_processor_made_them_become_pictures() -> None:
     pixels = torch.zeros(1, 2, 3, 4, 6)
     pixels[0, 0] = torch.linspace(-2, 3, 24).view(4, 6)  # normalised: any range
-    ramp, flat = tile_pictures(pixels)
+    ramp, flat = tiles_of(FAMILIES["idefics3"].model(), {"pixel_values": pixels})
     assert ramp.size == flat.size == (6, 4)
     assert np.abs(np.asarray(ramp)[..., 1] - np.linspace(0, 255, 24).reshape(4, 6)).max() <= 0.5
     assert not np.asarray(flat).any()
-    with pytest.raises(ValueError, match=r"\(2, 9, 48\) are not pictures"):
-        tile_pictures(torch.zeros(2, 9, 48))
+    assert tiles_of(FAMILIES["qwen2_vl"].model(), {}) == []
+    with pytest.raises(ValueError, match=r"lfm2_vl.*\(2, 9, 48\)"):
+        tiles_of(FAMILIES["lfm2_vl"].model(), {"pixel_values": torch.zeros(2, 9, 48)})

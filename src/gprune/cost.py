@@ -10,20 +10,24 @@ and softmax count nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from .architectures import architecture
 from .pruners import GPrune, Pruner
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
+
+COUNTABLE = (*ONE_VIEW, *ANY_RESOLUTION)
+"""Model types whose visual tokens follow from the size of an image."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,50 @@ def cost(
     return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
 
 
+def countable(config: Any) -> bool:
+    """Whether `cost` can count for models with this config; a Pixtral tower's tokens are up to its processor."""
+    return getattr(config, "model_type", None) in COUNTABLE and config.vision_config.model_type != "pixtral"
+
+
+@torch.no_grad()
+def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None) -> Cost:
+    """Cost of a prompt of any family that can be pruned, counted while the model answers it.
+
+    Args:
+        model: of transformers, with its weights; it generates two tokens, then one.
+        inputs: of the model, a batch of one or more prompts with images, as the processor makes them.
+        pruner: attached for the count; None counts the model as it is.
+
+    Returns:
+        Of the whole batch; `flops` has all up to the first new token as one part, "prompt".
+
+    Raises:
+        UnsupportedModel: the pruner does not go on this model.
+    """
+    ids = inputs["input_ids"]
+    tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else ids.numel()
+    visual = int((ids == model.config.image_token_id).sum())
+    flops, kv_bytes = [], 0
+    with pruner.attach(model) if pruner is not None else nullcontext() as run:
+        for count in (2, 1):
+            with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+                output = model.generate(
+                    **inputs, min_new_tokens=count, max_new_tokens=count, do_sample=False, return_dict_in_generate=True
+                )
+            flops.append(counter.get_total_flops())
+            states = (state for layer in output.past_key_values.layers for state in vars(layer).values())
+            kv_bytes = sum(state.nbytes for state in states if isinstance(state, torch.Tensor))
+    kept = visual if run is None else sum(image.n_after for image in run.images)
+    return Cost(visual, kept, tokens - visual, {"prompt": flops[1]}, flops[0] - flops[1], kv_bytes)
+
+
 def _without_weights(model: str | PreTrainedConfig | PreTrainedModel) -> Any:
     config: Any = architecture(model) if isinstance(model, str) else getattr(model, "config", model)
-    model_type, supported = getattr(config, "model_type", None), ONE_VIEW + ANY_RESOLUTION
-    if model_type not in supported:
+    if not countable(config):
         raise ValueError(
-            f"cannot count the cost of a {type(model).__name__} (model_type={model_type!r}); "
-            f"supported model types are {', '.join(supported)}; pass a config or model of one of them"
-        )
-    if config.vision_config.model_type == "pixtral":
-        raise ValueError(
-            "the visual tokens of a Pixtral vision tower are up to its image processor, not its config; "
-            "accepted are towers with a fixed input size; pass a model with a CLIP or SigLIP tower"
+            f"cannot count the cost of a {type(model).__name__} (model_type="
+            f"{getattr(config, 'model_type', None)!r}) from its config; supported are {', '.join(COUNTABLE)} with a "
+            f"vision tower of a fixed input size; of other models gprune.cost.measure counts what a prompt costs"
         )
     dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype
     with torch.device("meta"):
@@ -182,6 +218,14 @@ def _count_language(net: Any, tokens: int) -> tuple[int, int, int]:
     with FlopCounterMode(display=False) as decode:
         net(inputs_embeds=embeddings(1), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return prefill.get_total_flops(), decode.get_total_flops(), kv_bytes
+
+
+def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """PyTorch's counter knows the fused attention of GPUs alone."""
+    return sdpa_flop_count(query, key, value)
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
 
 
 def _check(image_sizes: Sequence[tuple[int, int]], text_tokens: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 from .attach import ImageReport
+from .attach.layouts import LAYOUTS
 
 try:
     from matplotlib import colormaps
@@ -44,21 +45,22 @@ def draw(
         scores: title and report of every panel that shows the scores as a heatmap, bright where high. Its colours
             span the 2nd to the 98th percentile of the view's scores.
         box: (left, top, right, bottom) in pixels of what the views cover; the whole picture when None.
-        tiles: the part of the picture that each view covers, where a model cuts it into tiles.
+        tiles: the part of the picture that each view covers, where a model cuts it into tiles; those of other
+            pictures may follow.
 
     Returns:
         An RGB picture.
 
     Raises:
         ValueError: nothing to draw, reports of different pictures, a view whose grid is unknown, a heatmap of a
-            method without scores, or tiles that are not one for each view.
+            method without scores, or fewer tiles than views.
     """
     grids = _check([report for _, report in (*kept, *scores)], [report for _, report in scores])
     views = len((*kept, *scores)[0][1].views)
-    if tiles and len(tiles) != views:
+    if tiles and len(tiles) < views:
         raise ValueError(f"there are {len(tiles)} tiles for {views} views; accepted is one for each; leave them out")
     if tiles:
-        canvases = [_canvas(tile, (0, 0, *tile.size)) for tile in tiles]
+        canvases = [_canvas(tile, (0, 0, *tile.size)) for tile in tiles[:views]]
     else:
         canvases = [_canvas(picture, box or (0, 0, *picture.size))] * views
     bands: list[tuple[str, list[tuple[str, Image.Image]]]] = []
@@ -79,21 +81,29 @@ def draw(
     return _sheet(bands, canvases[0][0].height / canvases[0][0].width)
 
 
-def tile_pictures(pixels: torch.Tensor) -> list[Image.Image]:
-    """The tiles of a picture as a processor made them: floating [..., 3, height, width], in any range of values.
+def tiles_of(model: Any, inputs: Any) -> list[Image.Image]:
+    """The tiles of all pictures of a prompt as the model's processor made them; none if the model does not tile.
+
+    Args:
+        model: of a family that can be pruned.
+        inputs: with pixel_values, floating [..., 3, height, width] in any range of values.
 
     Raises:
         ValueError: the processor cut the tiles further, into flat patches.
     """
+    if LAYOUTS[model.config.model_type].joins is None:
+        return []
+    pixels = inputs["pixel_values"].float()
     if pixels.ndim < 4 or pixels.shape[-3] != 3:
         raise ValueError(
-            f"pixel values of shape {tuple(pixels.shape)} are not pictures; accepted is [..., 3, height, width]; "
-            f"this model's tiles cannot be drawn"
+            f"the tiles of {model.config.model_type} come as flat patches, pixel values of shape "
+            f"{tuple(pixels.shape)}, and cannot be drawn; accepted are [..., 3, height, width]; draw another model's"
         )
     low, high = pixels.amin((-3, -2, -1), keepdim=True), pixels.amax((-3, -2, -1), keepdim=True)
     scaled = 255 * (pixels - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    bytes_ = scaled.flatten(0, -4).movedim(1, -1).round().to("cpu", torch.uint8)
-    return [Image.fromarray(tile.numpy()) for tile in bytes_]
+    return [
+        Image.fromarray(tile.numpy()) for tile in scaled.flatten(0, -4).movedim(1, -1).round().to("cpu", torch.uint8)
+    ]
 
 
 def centre_crop(processor: Any, size: tuple[int, int]) -> Box | None:

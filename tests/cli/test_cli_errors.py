@@ -193,7 +193,7 @@ def test_model_of_another_family(
 
 def test_cost_of_a_model_of_another_family(run: Run, tmp_path: Path) -> None:
     _blip2().save_pretrained(tmp_path / "model")
-    refused(run("cost", "--model", tmp_path / "model"), "supported model types are llava, ")
+    refused(run("cost", "--model", tmp_path / "model"), "supported are llava, ")
 
 
 def test_a_model_in_a_folder_is_used(run: Run, photos: dict[str, Path], tmp_path: Path) -> None:

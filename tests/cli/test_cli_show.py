@@ -45,7 +45,7 @@ def test_every_panel(run: Run, photos: dict[str, Path], monkeypatch: pytest.Monk
     drawn: list[Any] = []
     monkeypatch.setattr(gprune.draw, "draw", lambda *args, **_: drawn.append(args) or Image.new("RGB", (1, 1)))
     run("show", photos["coffee"], "--method", "gprune:scope=image,random:seed=3", "--keep", "9", "--iterations", "0, 2")
-    [(_, kept, scores)] = drawn
+    [(_, kept, scores, *_)] = drawn
     assert [title for title, _ in kept] == ["gprune:scope=image keep=9", "random:seed=3 keep=9"]
     assert [title for title, _ in scores] == ["scores, iterations=0", "scores, iterations=2"]
     assert not scores[0][1].scores.equal(scores[1][1].scores)

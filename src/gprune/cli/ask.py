@@ -55,7 +55,7 @@ def ask(
 
         pictures = [open_image(path) for path in images]
         if picture is not None:
-            from ..draw import centre_crop, draw
+            from ..draw import centre_crop, draw, tiles_of
     net, processor = load(model)
     inputs = build_inputs(net, processor, [(pictures, question)])
     rows, reports = [], []
@@ -83,7 +83,10 @@ def ask(
             }
         )
     if picture is not None:
-        draw(pictures[0], reports, box=centre_crop(processor, pictures[0].size)).save(picture)
+        with checking_input():
+            box = centre_crop(processor, pictures[0].size)
+            drawn = draw(pictures[0], reports, box=box, tiles=tiles_of(net, inputs))
+        drawn.save(picture)
     if as_json:
         print_json(rows)
     else:
@@ -93,8 +96,10 @@ def ask(
 
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
-    from ..cost import cost
+    from ..cost import cost, countable, measure
 
+    if not countable(model.config):
+        return measure(model, inputs, pruner)
     ids = inputs["input_ids"]
     visual = int((ids == model.config.image_token_id).sum())
     with checking_input():

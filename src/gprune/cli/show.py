@@ -52,16 +52,14 @@ def show(
 
         scorers = [GPrune(iterations=step) for step in steps]
         picture = open_image(image)
-        from ..attach.layouts import LAYOUTS
-        from ..draw import centre_crop, draw, tile_pictures
+        from ..draw import centre_crop, draw, tiles_of
     net, processor = load(model)
     inputs = build_inputs(net, processor, [([picture], "describe the picture.")])
     kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]
     scores = [(f"scores, iterations={scorer.iterations}", _report(net, inputs, scorer)) for scorer in scorers]
     with checking_input():
-        tiled = LAYOUTS[net.config.model_type].joins is not None
-        tiles = tile_pictures(inputs["pixel_values"].float()) if tiled else ()
-        drawn = draw(picture, kept, scores, box=centre_crop(processor, picture.size), tiles=tiles)
+        box = centre_crop(processor, picture.size)
+        drawn = draw(picture, kept, scores, box, tiles_of(net, inputs))
     drawn.save(output)
     if as_json:
         print_json([_row(name, p, report) for (name, p), (_, report) in zip(pruners, kept, strict=True)])
