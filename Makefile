@@ -3,10 +3,10 @@ BIN := .venv/bin
 # Large blocks kept by the allocator: about twice as fast on a CPU, where every step otherwise maps fresh pages.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help venv demo test lint scenes train clean
+.PHONY: help venv demo test test-transformers-min lint scenes train clean
 
 help:  ## What can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 venv: .venv/ready  ## The virtual environment, by plain pip
 
@@ -31,6 +31,14 @@ lint: venv  ## Ruff and the type checker
 test: lint  ## Everything that must hold
 	$(BIN)/python -m pytest
 
+test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers, in an environment of its own
+	.venv-min/bin/python -m pytest
+
+.venv-min/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[draw,test]' 'transformers==5.19.0'
+	touch $@
+
 scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method gprune,gprune:init=ones,random,uniform,l2norm --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
@@ -39,4 +47,4 @@ train: venv  ## Train the embedded model from its seed (resumable; some 90 minut
 	$(TRAIN_ENV) $(BIN)/python -m gprune.scenes.train --out runs/scenes
 
 clean:  ## Everything that was made, but not the trained runs
-	rm -rf .venv demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-min demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
