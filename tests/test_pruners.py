@@ -17,7 +17,9 @@ from torch import Tensor
 import gprune
 from gprune import (
     PRUNERS,
+    DivPrune,
     GPrune,
+    GraphCover,
     L2Norm,
     NonFiniteFeatures,
     Pruner,
@@ -33,7 +35,7 @@ from gprune import (
 from gprune.graph import representativeness
 from gprune.pruners import gprune as gprune_module
 
-METHODS = [GPrune, Random, Uniform, L2Norm]
+METHODS = [GPrune, Random, Uniform, L2Norm, DivPrune, GraphCover]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
@@ -125,7 +127,7 @@ def test_half_precision_features_keep_what_their_float32_values_keep(method, dty
 def test_scores_are_nan_on_fixed_rows_only(method):
     tokens = image([6, 5], fixed=2)
     scores = method(0.5).select(tokens).scores
-    if method is Uniform:
+    if issubclass(method, SetPruner):
         assert scores is None
     else:
         assert torch.equal(scores.isnan(), tokens.fixed)
@@ -209,7 +211,8 @@ def test_bad_arguments_of_a_method_are_refused_at_construction(method, arguments
 
 
 def test_methods_are_found_by_name():
-    assert {name: get_pruner(name) for name in ("gprune", "random", "uniform", "l2norm")} == PRUNERS
+    assert all(get_pruner(name) is method and method.name == name for name, method in PRUNERS.items())
+    assert {method.name for method in METHODS} <= set(PRUNERS)
     with pytest.raises(ValueError, match="'g-prune' is unknown; methods are gprune, random, uniform, l2norm"):
         get_pruner("g-prune")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import overload
 
@@ -53,6 +53,8 @@ class VisualTokens:
         features: floating [N, d], after the projector, in the LLM's embedding space.
         views: the disjoint sets of rows that are ranked and budgeted together.
         sizes: tokens per image, sum N; image i owns a contiguous block of rows, in order.
+        beside: what else is known of the tokens, by name: [N, ...], a row for each.
+        questions: floating [q, d] per image, the embeddings of the text of its prompt; empty when unknown.
 
     Raises:
         TypeError: features are not floating point.
@@ -62,6 +64,8 @@ class VisualTokens:
     features: Tensor
     views: tuple[View, ...]
     sizes: tuple[int, ...]
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    questions: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         _check_features(self.features)
@@ -89,7 +93,9 @@ class VisualTokens:
             for view in tokens.views
         )
         sizes = tuple(size for tokens in images for size in tokens.sizes)
-        return cls(torch.cat([tokens.features for tokens in images]), views, sizes)
+        beside = {name: torch.cat([tokens.beside[name] for tokens in images]) for name in images[0].beside}
+        questions = tuple(question for tokens in images for question in tokens.questions)
+        return cls(torch.cat([tokens.features for tokens in images]), views, sizes, beside, questions)
 
     @property
     def fixed(self) -> Tensor:

@@ -134,11 +134,7 @@ def _kept_prompt(
     kept = torch.ones_like(visual).masked_scatter(visual, kept_visual)
 
     positions = family.positions(model, prompt)
-    order, axes = positions[:1], positions[1:]
-    ends = [order.amax(-1, keepdim=True)]
-    if positions.ndim == 3:  # the axes of an image end apart, but the text after it goes on from the largest
-        ends += [axes.amax((0, -1), keepdim=True).expand(len(axes), 1, 1)]
-    next_position = torch.cat(ends) + 1
+    next_position = _next_position(positions)
     positions = positions[..., kept]
     if pruner.positions == "contiguous":
         positions = torch.arange(int(kept.sum())).expand_as(positions)
@@ -154,6 +150,14 @@ def _kept_prompt(
         visual=visual[kept],
         deepstack=[level[kept_visual] for level in family.deepstack(model, prompt, [media])],
     )
+
+
+def _next_position(positions: Tensor) -> Tensor:
+    """int64 [..., 1, 1]: the axes of an image end apart, but what comes after it goes on from the largest."""
+    last = positions.amax(-1, keepdim=True)
+    if positions.ndim == 3:
+        last[1:] = last[1:].amax()
+    return last + 1
 
 
 def _mask(prompt: KeptPrompt) -> Tensor:

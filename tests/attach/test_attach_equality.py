@@ -69,7 +69,8 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
     pruner = L2Norm(keep=0.4, positions=positions)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
-    weight = next(model.model.multi_modal_projector.parameters())
+    names = ("projector", "aligner", "merger", "connector", "embed_vision")
+    weight = next(p for name, p in model.named_parameters() if any(part in name for part in names) and p.ndim > 1)
 
     predicted, wanted = [], []
     for row, prompt in enumerate(kept_prompts(family, model, pruner, inputs)):

@@ -2,38 +2,116 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, SINCE
 from reference import kept_rows
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from gprune.attach.layouts import LAYOUTS
-from gprune.attach.views import Item
+from gprune.attach.newline import base_and_lines
+from gprune.attach.tiles import adjacent, grouped, overview_last, spans_of
+from gprune.attach.views import Item, scaled
 from gprune.pruners import L2Norm
+
+NEWLINES = [name for name, layout in LAYOUTS.items() if layout.views is base_and_lines]
 
 
 def test_every_family_of_the_matrix_has_a_layout_and_the_other_way_round() -> None:
-    assert set(LAYOUTS) >= set(FAMILIES)
+    assert set(LAYOUTS) & set(CONFIG_MAPPING_NAMES) - {name for name in SINCE if name not in FAMILIES} == set(FAMILIES)
+    assert {name: layout.since for name, layout in LAYOUTS.items() if layout.since != "5.19"} == SINCE
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_views_of_random_sizes(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", NEWLINES)
+def test_views_are_read_back_from_newlines(name: str, dtype: torch.dtype) -> None:
     family, generator = FAMILIES[name], random.Random(0)
     model = family.model()
     sizes = [(generator.randint(1, 300), generator.randint(1, 300)) for _ in range(20)]
     sizes += [(2, 200), (200, 2), (1, 1), (4000, 40), (16, 16)]
-    newline = getattr(model.model, "image_newline", None)
     for size in sizes:
         count, views = family.layout(size)
         features = torch.randn(count, 32).to(dtype)
-        if newline is not None:
-            features[family.tokens(features, size).fixed] = newline.to(dtype)
+        features[family.tokens(features, size).fixed] = model.model.image_newline.to(dtype)
         found = LAYOUTS[name].views(Item(model, features, {}, (0, 0)))
         assert [(view.rows.tolist(), view.grid) for view in found] == views, size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_views_of_random_sizes(name: str) -> None:
+    """Three images in two prompts of one call, as the stock encoder and the family's prompts lay them out."""
+    family, generator = FAMILIES[name], random.Random(0)
+    model = family.model()
+    for _ in range(5):
+        sizes = [(generator.randint(8, 60), generator.randint(8, 60)) for _ in range(3)]
+        images = (tuple(sizes[:1]), tuple(sizes[1:]))
+        with L2Norm(keep=0.5)(model) as run:
+            model(**family.inputs(images), use_cache=False)
+        found = [[(view.rows.tolist(), view.grid) for view in report.views] for report in run.images]
+        assert found == [family.layout(size)[1] for size in sizes], sizes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.takes_videos])
+def test_frames_of_random_videos(name: str) -> None:
+    family, generator = FAMILIES[name], random.Random(0)
+    model = family.model()
+    for _ in range(5):
+        video = (2 * generator.randint(1, 4), (generator.randint(8, 60), generator.randint(8, 60)))
+        with L2Norm(keep=0.5)(model) as run:
+            model(**family.video_inputs(((video,),)), use_cache=False)
+        (report,) = run.videos
+        assert run.images == []
+        assert [(view.rows.tolist(), view.grid) for view in report.views] == family.layout(video)[1], video
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mistral3", "qwen2_vl", "lfm2_vl", "kimi_k25", "molmo2"])
+def test_features_made_elsewhere_have_views_without_a_grid(name: str) -> None:
+    """The encoder ran before the pruner was attached: what it was told of the images is lost, not the budget."""
+    if name not in FAMILIES:
+        pytest.skip(f"this transformers has no {name}")
+    family = FAMILIES[name]
+    model, inputs = family.model(), family.inputs((((20, 40),),))
+    encoder = model.base_model.get_image_features
+    told = {name: inputs[name] for name in inspect.signature(encoder).parameters if name in inputs}
+    encoded = encoder(**told, return_dict=True)
+    pixels = inputs.pop("pixel_values")
+    with L2Norm(keep=0.5)(model) as run:
+        model(**inputs, mm_encoder_outputs={"image": encoded}, use_cache=False)
+        (without,) = run.images
+        model(**inputs, pixel_values=pixels, use_cache=False)
+        (report,) = run.images
+    assert set(report.grid) - set(without.grid)
+    assert without.n_before == report.n_before
+    assert abs(without.n_after - report.n_after) < len(report.views)
+
+
+def test_tiles_of_one_image_stand_close_together() -> None:
+    spans = [(0, 4, 7), (0, 8, 11), (0, 13, 16), (1, 13, 16)]  # no token between them, one, another prompt
+    ids = torch.zeros(2, 20, dtype=torch.long)
+    assert adjacent(ids, spans) == [True, False, False]
+    assert adjacent(ids, spans, gap=1) == [True, True, False]
+
+
+def test_overview_comes_last() -> None:
+    tile, overview, image = 70, 71, 90
+    prompt = [5, tile, image, image, tile, image, image, overview, image, image, 6, overview, image, image, 7]
+    ids = torch.tensor(
+        [prompt, [5, *[image] * 2, *[3] * 12]]
+    )  # two tiles and an overview, an overview; no introduction
+    placeholders = ids == image
+    spans = spans_of(placeholders, [2] * 5)
+    assert spans == [(0, 2, 3), (0, 5, 6), (0, 8, 9), (0, 12, 13), (1, 1, 2)]
+    assert overview_last(ids, spans) == [True, True, False, False]
+    assert grouped(5, overview_last(ids, spans)) == [[0, 1, 2], [3], [4]]
+    assert overview_last(ids[:, 1:], [(1, 0, 1)]) == []
+    assert grouped(0, []) == []
 
 
 @torch.no_grad()
@@ -72,3 +150,13 @@ def test_features_laid_out_otherwise_are_refused(rows: list[int]) -> None:
     features[rows] = model.model.image_newline.detach()
     with pytest.raises(ValueError, match=r"30 visual tokens.*16 base tokens.*prefill_chunk_size"):
         LAYOUTS["llava_next"].views(Item(model, features, {}, (0, 0)))
+
+
+def test_grid_in_the_proportions_of_the_picture() -> None:
+    for rows in range(1, 30):
+        for columns in range(1, 30):
+            assert scaled((rows, columns), rows * columns) == (rows, columns)
+            assert scaled((28 * rows, 28 * columns), rows * columns) == (rows, columns)
+    assert scaled((1, 1), 576) == (24, 24)
+    assert scaled((1, 1), 577) is None  # a class token: no grid
+    assert scaled((480, 640), 600) is None

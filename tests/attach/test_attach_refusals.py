@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers as T
 from families import FAMILIES, IMAGE, prompt_of
 
 from gprune.attach import UnsupportedModel
+from gprune.attach.layouts import LAYOUTS
 from gprune.attach.support import refusal
 from gprune.pruners import GPrune, NonFiniteFeatures
 
@@ -93,6 +95,12 @@ def test_transformers_without_pre_encoded_images(model: Any, monkeypatch: pytest
 
     monkeypatch.setattr(type(model), "forward", forward)
     with pytest.raises(UnsupportedModel, match=r"transformers>=5\.19,<6"):
+        PRUNER.attach(model)
+
+
+def test_transformers_too_old_for_one_family(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, "llava_next", replace(LAYOUTS["llava_next"], since="5.999"))
+    with pytest.raises(UnsupportedModel, match=rf"{T.__version__}.*pip install 'transformers>=5\.999,<6'"):
         PRUNER.attach(model)
 
 

@@ -7,21 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from families import BATCH, FAMILIES, VIDEOS, Family, Media, Size, is_visual
+from families import BATCH, FAMILIES, IMAGE, VIDEO, VIDEOS, Family, Media, is_visual
+from families.mrope import MROPE
 from reference import embedded, greedy, kept_prompts, text_logits
 from torch import Tensor
 
 from gprune.pruners import Uniform
+from gprune.pruners.base import Positions
 
-STEPS = 6
+STEPS = 9
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 EVERYTHING = Uniform(keep=1.0)
-ONE_SIZE = {"llava", "vipllava", "gemma3", "paligemma", "deepseek_vl", "got_ocr2", "aria"}
-close = {"rtol": 0, "atol": 1e-5}
+ONE_SIZE = {"llava", "vipllava", "gemma3", "paligemma", "deepseek_vl", "got_ocr2", "aria", "perception_lm"}
+SEE_AHEAD_OR_DEEPSTACK = {"gemma3", "gemma4", "paligemma", "molmo2", "qwen3_vl", "qwen3_vl_moe"}
+EMBEDDABLE = [family for name, family in FAMILIES.items() if name not in SEE_AHEAD_OR_DEEPSTACK]
+close: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
 Prompts = Sequence[Sequence[Media]]
 TWO_VIDEOS: Prompts = ((), ((4, (30, 18)), (4, (20, 40))), ((20, 40),))
-CASES = [(family, BATCH) for family in FAMILIES.values()]
+CASES: list[tuple[Family, Prompts]] = [(family, BATCH) for family in FAMILIES.values()]
 CASES += [(family, media) for family in FAMILIES.values() if family.takes_videos for media in (VIDEOS, TWO_VIDEOS)]
 
 
@@ -30,7 +34,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Family, Prompts]:
     return request.param
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+@pytest.fixture(params=FAMILIES.values(), ids=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 
@@ -57,6 +61,16 @@ def test_reference_that_keeps_everything_is_stock_generation(case: tuple[Family,
         expected_logits, expected_tokens = greedy(model, prompt, STEPS)
         torch.testing.assert_close(logits[row], expected_logits, **close)
         assert torch.equal(tokens[row], expected_tokens)
+
+
+@pytest.mark.parametrize("placeholder", [IMAGE, VIDEO])
+def test_placeholder_that_the_model_speaks_is_text(family: Family, placeholder: int) -> None:
+    model, inputs = family.model(), family.inputs()
+    (prompt,) = kept_prompts(family, model, EVERYTHING, family.prompt_of(inputs, 2), [()])
+    cache = model(**family.prompt_of(inputs, 2)).past_key_values
+    call = {"input_ids": torch.tensor([[placeholder]]), "position_ids": prompt.next_position}
+    expected = text_logits(model, prompt.followed_by(model, torch.tensor(placeholder)))[-1]
+    torch.testing.assert_close(model(**call, past_key_values=cache).logits[0, -1], expected, **close)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -103,15 +117,13 @@ def test_images_of_different_size_have_different_numbers_of_tokens(family: Famil
     assert len(counts) == (1 if family.name in ONE_SIZE else 3)
 
 
+@pytest.mark.parametrize("family", MROPE, ids=lambda family: family.name)
 def test_grids_agree_with_the_position_ids(family: Family) -> None:
-    """Families that number height and width apart say so themselves how the rows of a view lie in its grid."""
+    """Families that number height and width apart say themselves how the rows of a view lie in its grid."""
     images = VIDEOS if family.takes_videos else BATCH
     inputs = family.inputs(images)
     prompt = family.prompt_of(inputs, 1, images)
-    positions = family.positions(family.model(), prompt)
-    if positions.ndim == 2:
-        pytest.skip("numbers all tokens on one axis")
-    visual = positions[1:, 0, is_visual(prompt["input_ids"][0])]
+    visual = family.positions(family.model(), prompt)[1:, 0, is_visual(prompt["input_ids"][0])]
     start = 0
     for media in images[1]:
         count, views = family.layout(media)
@@ -124,12 +136,11 @@ def test_grids_agree_with_the_position_ids(family: Family) -> None:
         start += count
 
 
+@pytest.mark.parametrize("family", EMBEDDABLE, ids=lambda family: family.name)
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
-def test_stock_generation_from_kept_embeddings_is_the_reference(family: Family, positions: str) -> None:
+def test_stock_generation_from_kept_embeddings_is_the_reference(family: Family, positions: Positions) -> None:
     model, pruner = family.model(), Uniform(keep=0.5, positions=positions)
     prompts = kept_prompts(family, model, pruner, family.inputs())
-    if any(prompt.deepstack or (prompt.blocks >= 0).any() for prompt in prompts):
-        pytest.skip("needs more than embeddings, position ids and a mask")
     logits, tokens = stock(model, embedded(prompts))
     for row, prompt in enumerate(prompts):
         expected_logits, expected_tokens = greedy(model, prompt, STEPS)
@@ -139,7 +150,20 @@ def test_stock_generation_from_kept_embeddings_is_the_reference(family: Family, 
 
 def test_what_is_dropped_and_where_it_stood_changes_the_logits(family: Family) -> None:
     model, inputs = family.model(), family.inputs()
-    kinds = [EVERYTHING, *(Uniform(keep=0.5, positions=positions) for positions in ("original", "contiguous"))]
+    kinds = [EVERYTHING, Uniform(keep=0.5), Uniform(keep=0.5, positions="contiguous")]
     last = [torch.stack([text_logits(model, p)[-1] for p in kept_prompts(family, model, k, inputs)[:2]]) for k in kinds]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (last[one] - last[other]).abs().amax(-1).min() > 1e-2
+
+
+def test_numbering_of_kept_and_of_new_tokens(family: Family) -> None:
+    model, inputs = family.model(), family.inputs()
+    whole = kept_prompts(family, model, EVERYTHING, inputs)
+    original = kept_prompts(family, model, Uniform(keep=0.5), inputs)
+    contiguous = kept_prompts(family, model, Uniform(keep=0.5, positions="contiguous"), inputs)
+    for before, gaps, dense in zip(whole, original, contiguous, strict=True):
+        assert torch.equal(gaps.positions, before.positions[..., gaps.kept])
+        assert torch.equal(gaps.next_position, before.positions[..., -1:] + 1)  # prompts end in text
+        assert torch.equal(dense.positions, torch.arange(len(dense.ids)).expand_as(gaps.positions))
+        assert (dense.next_position == len(dense.ids)).all()
+        assert torch.equal(gaps.kept, dense.kept) and torch.equal(gaps.ids, before.ids[gaps.kept])

@@ -5,14 +5,29 @@ Layouts are worked out from the sizes of the images, never read from the model's
 
 from __future__ import annotations
 
+import transformers
+from packaging.version import Version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
 from .base import BATCH, VIDEOS, Family, Inputs, Media, Size, Video, is_video, is_visual, prompt_of
 from .grids import GRIDS
+from .molmo import MOLMO
+from .mrope import MROPE
 from .newline import NEWLINE
 from .parts import IMAGE, VIDEO
 from .square import SQUARE
 from .tiled import TILED
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*SQUARE, *NEWLINE, *GRIDS, *TILED)}
+SINCE = {"smolvlm": "5.21"}
+"""The first transformers whose forward takes fewer visual tokens than an image has, if not the lowest supported."""
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (*SQUARE, *NEWLINE, *GRIDS, *MROPE, *TILED, *MOLMO)
+    if family.name in CONFIG_MAPPING_NAMES
+    and Version(transformers.__version__) >= Version(SINCE.get(family.name, "5.19"))
+}
+"""Those that the installed transformers has, in the pattern that can be pruned."""
 
 __all__ = [
     "BATCH",

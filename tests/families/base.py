@@ -6,15 +6,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 import torch
 import transformers as T
 from torch import Generator, Tensor
 from torch.nn.functional import pad
-from transformers.utils import ModelOutput
+from typing_extensions import TypeIs
 
 from gprune.tokens import View, VisualTokens
 
@@ -44,7 +45,7 @@ VIDEOS: tuple[tuple[Media, ...], ...] = (((4, (20, 40)),), ((40, 40), (4, (30, 1
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-def is_video(media: Media) -> TypeGuard[Video]:
+def is_video(media: Media) -> TypeIs[Video]:
     """Whether it is a video."""
     return isinstance(media[1], tuple)
 
@@ -70,18 +71,23 @@ class Family(ABC):
         name: model_type.
         settings: of its config.
         before, after: token ids around the placeholders of an image.
+        spread: standard deviation of the weights: far above the default, so that mistakes show, and small enough
+            that float32 is exact to 1e-5.
     """
 
     name: str
     settings: dict[str, Any]
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    spread: float = 0.15
 
     takes_videos: ClassVar[bool] = False
+    reads_placeholders: ClassVar[bool] = True
+    """Whether the embedding of a placeholder without an image is its own; else it is that of padding."""
 
-    def build(self) -> tuple[Any, type[T.PreTrainedModel]]:
+    def build(self) -> tuple[Any, Any]:
         """The config and the class of the tiny model."""
-        config = T.AutoConfig.for_model(self.name, **self.settings)
+        config = T.AutoConfig.for_model(self.name, **deepcopy(self.settings))
         return config, T.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
 
     def model(self, attention: str = "sdpa") -> Any:
@@ -133,12 +139,13 @@ class Family(ABC):
 
     def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
         """[1, n, vocabulary]: what the text model alone makes of embeddings, position ids and a mask."""
-        return model.lm_head(model.get_decoder()(**arguments).last_hidden_state)
+        return model.get_output_embeddings()(model.get_decoder()(**arguments).last_hidden_state)
 
-    def embeddings(self, model: Any, ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def embeddings(self, model: Any, ids: Tensor, features: list[Tensor]) -> Tensor:
         """[L, d]: what the text model sees of a prompt int64 [L], its visual tokens in place."""
-        embeddings = model.get_input_embeddings()(ids)
-        return embeddings.masked_scatter(is_visual(ids)[:, None], torch.cat(features)) if features else embeddings
+        visual = is_visual(ids)
+        embeddings = model.get_input_embeddings()(ids if self.reads_placeholders else ids.masked_fill(visual, 0))
+        return embeddings.masked_scatter(visual[:, None], torch.cat(features)) if features else embeddings
 
     def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
         """[N, d] per layer of the text model that adds them to all visual tokens, in prompt order."""
@@ -171,9 +178,7 @@ class Family(ABC):
         arguments = {"input_ids": ids, "attention_mask": mask, **self.token_types(ids)}
         return Inputs(self, arguments | (self.collate(pixels) if any(pixels) else {}))
 
-    def video_inputs(
-        self, videos: Sequence[Sequence[Media]] = VIDEOS, *, side: str = "left", seed: int = 1
-    ) -> Inputs:
+    def video_inputs(self, videos: Sequence[Sequence[Media]] = VIDEOS, *, side: str = "left", seed: int = 1) -> Inputs:
         """The same with other images and videos unless told."""
         return self.inputs(videos, side=side, seed=seed)
 
@@ -183,24 +188,18 @@ class Family(ABC):
         names = dict.fromkeys(name for one in each for name in one)
         return {name: _cat_padded([one[name] for one in each if name in one]) for name in names}
 
-    def cut(
-        self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]]
-    ) -> dict[str, Tensor]:
+    def cut(self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         """The pixel arguments of one prompt of a batch."""
         first, own = self._rows(images[:row]), self._rows(images[row : row + 1])
         return {name: inputs[name][first[name] : first[name] + own[name]] for name in own if name in inputs}
 
-    def prompt_of(
-        self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]] = BATCH
-    ) -> Inputs:
+    def prompt_of(self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]] = BATCH) -> Inputs:
         """One prompt of a batch, without its padding and with only its own pixels."""
         valid = inputs["attention_mask"][row].bool()
         tokens = {name: inputs[name][row : row + 1, valid] for name in PER_TOKEN if name in inputs}
         return Inputs(self, tokens | (self.cut(inputs, row, images) if images[row] else {}))
 
-    def encode(
-        self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]] = BATCH
-    ) -> list[Tensor]:
+    def encode(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]] = BATCH) -> list[Tensor]:
         """The visual tokens [n, d] of every image and video of these prompts, by the stock encoders."""
         return self._read_encoders(model, inputs, images, lambda output: output.pooler_output)
 
@@ -209,7 +208,7 @@ class Family(ABC):
         model: Any,
         inputs: dict[str, Tensor],
         images: Sequence[Sequence[Media]],
-        read: Callable[[ModelOutput], Sequence[Tensor]],
+        read: Callable[[Any], Sequence[Tensor]],
     ) -> list[Tensor]:
         media = [one for prompt in images for one in prompt]
         found: dict[bool, list[Tensor]] = {}
@@ -252,7 +251,7 @@ def _model(family: Family, attention: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.15)  # the default is so small that no mistake would show
+                parameter.normal_(0, family.spread)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 from transformers.image_processing_utils import select_best_resolution
 
 from .base import Family, Layout, Size, Video
-from .parts import IMAGE, IMAGE_AND_VIDEO, siglip, text
+from .parts import IMAGE_AND_VIDEO, siglip, text
 from .square import CLIP_LLAMA
 
 TILE, SIDE = 16, 4
@@ -68,7 +66,7 @@ class WithVideo(LlavaNext):
 class OneVision(WithVideo):
     """Large grids are scaled down; a newline row ends a video."""
 
-    pinpoints = [*LlavaNext.pinpoints, [48, 48]]
+    pinpoints: ClassVar[list[list[int]]] = [*LlavaNext.pinpoints, [48, 48]]
 
     def lines(self, size: Size) -> Size:
         rows, columns = super().lines(size)

@@ -9,10 +9,11 @@ from itertools import chain
 from typing import Any
 
 import torch
+import transformers as T
 from torch import Generator, Tensor
 
-from .base import Family, Layout, Media, Size, Text
-from .parts import BEGIN, END, GLOBAL, IMAGE, LINE, TAG, siglip, text
+from .base import BATCH, Family, Layout, Media, Size, Text
+from .parts import BEGIN, BREAK, END, GLOBAL, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, siglip, text, vision
 
 PIXELS, SIDE = 12, 3
 TOKENS = [IMAGE] * SIDE**2
@@ -84,6 +85,67 @@ class Idefics3(Tiled):
         return {name: inputs[name][row : row + 1, : tiles[name]] for name in tiles}
 
 
+class Llama4(Tiled):
+    """Separators stand between the tiles of a row and after every row.
+
+    Its forward projects the features; its text model has the head.
+    """
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        rows, columns = self.tiles(size)
+        row = [*([*TOKENS, BREAK] * columns)[:-1], LINE]
+        return [BEGIN, *row * (rows if self.number(size) > 1 else 0), GLOBAL, *TOKENS, END]
+
+    def encode(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]] = BATCH) -> list[Tensor]:
+        return self._read_encoders(
+            model, inputs, images, lambda output: model.multi_modal_projector(output.last_hidden_state)
+        )
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return model.language_model(**arguments).logits
+
+
+class Lfm2Vl(Tiled):
+    """Every tile has a tag before it; the whole image keeps its shape; tiles come as padded patches."""
+
+    def grids(self, size: Size) -> list[Size]:
+        """(rows, columns) of every tile."""
+        whole = (max(1, min(4, round(size[0] / 8))), max(1, min(4, round(size[1] / 8))))
+        return [(SIDE, SIDE)] * (self.number(size) - 1) + [whole]
+
+    def image_layout(self, size: Size) -> Layout:
+        count, views = 0, []
+        for grid in self.grids(size):
+            views.append((list(range(count, count + math.prod(grid))), grid))
+            count += math.prod(grid)
+        return count, [*views]
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        rows, columns = self.tiles(size)
+        whole = [IMAGE] * math.prod(self.grids(size)[-1])
+        if self.number(size) == 1:
+            return [BEGIN, *whole, END]
+        tiles = [token for i in range(rows) for j in range(columns) for token in (10 + 6 * i + j, *TOKENS)]
+        return [BEGIN, *tiles, TAG, *whole, END]
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        shapes = 2 * torch.tensor(self.grids(size))
+        pixels = torch.zeros(len(shapes), 80, 3 * 4**2)
+        mask = (torch.arange(80) < shapes.prod(1, keepdim=True)).long()
+        pixels[mask.bool()] = torch.randn(int(mask.sum()), 3 * 4**2, generator=generator)
+        return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+class PerceptionLM(Tiled):
+    """The whole image first, then two tiles: a call has as many tiles for each of its images."""
+
+    def number(self, size: Size) -> int:
+        return 3
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        return {"pixel_values": super().image_pixels(size, generator)["pixel_values"][None]}
+
+
 SQUARES = siglip(image=PIXELS, patch=PIXELS // SIDE // 2)
 
 IDEFICS3: dict[str, Any] = {
@@ -98,6 +160,7 @@ COHERE2: dict[str, Any] = {
     "image_token_id": IMAGE,
     "downsample_factor": 2,
 }
+PERCEPTION_TOWER = vision("clip_vision_model", image=PIXELS, patch=PIXELS // SIDE // 2, model_args={"embed_dim": 24})
 
 TILED: tuple[Family, ...] = (
     Idefics3("idefics3", IDEFICS3),
@@ -124,5 +187,64 @@ TILED: tuple[Family, ...] = (
         {**COHERE2, "alignment_intermediate_size": 32},
         before=(BEGIN,),
         after=(END,),
+    ),
+    Llama4(
+        "llama4",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": PIXELS,
+                "patch_size": PIXELS // SIDE // 2,
+                "vision_output_dim": 24,
+                "projector_input_dim": 24,
+                "projector_output_dim": 24,
+                "pixel_shuffle_ratio": 0.5,
+            },
+            "text_config": text(
+                "llama4_text",
+                intermediate_size_mlp=48,
+                num_local_experts=4,
+                num_experts_per_tok=1,
+                interleave_moe_layer_step=2,
+                no_rope_layers=[1, 0],
+                attention_chunk_size=512,
+            ),
+            "boi_token_index": BEGIN,
+            "eoi_token_index": END,
+            "image_token_index": IMAGE,
+        },
+    ),
+    Lfm2Vl(
+        "lfm2_vl",
+        {
+            "vision_config": {
+                "model_type": "siglip2_vision_model",
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_patches": 64,
+                "patch_size": 4,
+                "vision_use_head": False,
+            },
+            "text_config": text("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+            "image_token_id": IMAGE,
+            "projector_hidden_size": 24,
+            "downsample_factor": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    PerceptionLM(
+        "perception_lm",
+        {
+            "vision_config": T.AutoConfig.for_model(**PERCEPTION_TOWER),  # the released tower needs timm
+            "text_config": text(),
+            "vision_use_cls_token": True,
+            "projector_pooling_ratio": 2,
+            **IMAGE_AND_VIDEO,
+        },
     ),
 )

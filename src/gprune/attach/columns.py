@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .positions import read_positions, token_row
 from .state import CacheState
 
-ALIGNED = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
-"""Arguments [..., B, q] with a value per column of input_ids, and what fills them where there is padding."""
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell the kinds of visual tokens from text, which is 0."""
+
+ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}
+"""Arguments [B, q] with a value per column of input_ids, and what fills them where there is padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,23 +100,26 @@ def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState
     return Columns(torch.cat([known, decoded], dim=1), new, positions)
 
 
-def own_columns(call: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Cut arguments with a value per column to the columns of input_ids; some families give them for the cache too.
+def own_types(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose token types are those of the columns of input_ids.
 
-    Returns:
-        The call, and the names of the arguments that were longer.
+    `generate()` gives some families the types of the cached columns too, and of drafted tokens, which are text,
+    none.
     """
     length = call["input_ids"].shape[1]
-    longer = [name for name in ALIGNED if call.get(name) is not None and call[name].shape[-1] > length]
-    return {**call, **{name: call[name][..., -length:] for name in longer}}, longer
+    types = {name: call[name] for name in TOKEN_TYPES if call.get(name) is not None}
+    return {**call, **{name: pad(own[:, -length:], (0, max(0, length - own.shape[1]))) for name, own in types.items()}}
 
 
-def lengthen(call: dict[str, Any], names: Sequence[str], cached: int) -> dict[str, Any]:
-    """Put values for `cached` columns in front of these arguments again: as for text."""
-    return {**call, **{name: torch.nn.functional.pad(call[name], (cached, 0), value=ALIGNED[name]) for name in names}}
+def all_types(call: dict[str, Any], cached: int) -> dict[str, Any]:
+    """A call whose token types cover `cached` columns before those of input_ids too: families that look types up
+    look them up by column of the cache, where anything but text is done with."""
+    return {**call, **{name: pad(call[name], (cached, 0)) for name in TOKEN_TYPES if call.get(name) is not None}}
 
 
-def drop_columns(call: dict[str, Any], columns: Columns, drop: Tensor, filler: int) -> tuple[dict[str, Any], Columns]:
+def drop_columns(
+    call: dict[str, Any], columns: Columns, drop: Tensor, filler: int, padding: int = 0
+) -> tuple[dict[str, Any], Columns]:
     """A call without the tokens that are True in `drop`.
 
     Rows can lose different numbers of tokens: they are padded where the caller padded, else on the left.
@@ -123,6 +129,7 @@ def drop_columns(call: dict[str, Any], columns: Columns, drop: Tensor, filler: i
         columns: those of the call.
         drop: bool [B, q].
         filler: token id for padding, not a placeholder.
+        padding: columns of padding that every row has at least.
 
     Returns:
         The call with every argument that has a value per column shortened, and its columns.
@@ -136,7 +143,7 @@ def drop_columns(call: dict[str, Any], columns: Columns, drop: Tensor, filler: i
             "last columns; pass an int, 0 for all logits"
         )
     keep = columns.new & ~drop
-    width = int(keep.sum(dim=1).max())
+    width = int(keep.sum(dim=1).max()) + padding
     if columns.new[:, -1].all():
         index = keep.long().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
     else:

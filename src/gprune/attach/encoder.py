@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .signals import ToTokens, encode_and_read
 from .state import CacheState
 
 Modality = Literal["image", "video"]
@@ -38,10 +41,12 @@ class Encoding:
     Args:
         arguments: of the call, by name.
         output: fields of the output, by name.
+        beside: what was read in the vision tower on the way, by name: for each item of the output, [n, ...].
     """
 
     arguments: dict[str, Any]
     output: dict[str, Any]
+    beside: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class RecordingEncoder:
@@ -49,17 +54,28 @@ class RecordingEncoder:
 
     `generate()` encodes before it calls forward, which then sees neither the sizes of the images nor which were
     repeated. An object, not a closure: a copy of the model must encode with the copy's weights.
+
+    Args:
+        encode: the method of the base model.
+        tower, tokens: the base model's vision tower, and how values of its patches become those of visual tokens;
+            None: the tower is not read.
     """
 
-    def __init__(self, encode: Callable[..., Any]) -> None:
-        self.encode = encode
+    def __init__(self, encode: Callable[..., Any], tower: Module | None = None, tokens: ToTokens | None = None) -> None:
+        self.encode, self.tower, self.tokens = encode, tower, tokens
         self.__signature__ = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.encode(*args, **kwargs)
+        arguments = self.__signature__.bind(*args, **kwargs).arguments
+        call = partial(self.encode, *args, **kwargs)
+        beside: dict[str, list[Tensor]] = {}
+        if self.tower is None or self.tokens is None:
+            output = call()
+        else:
+            base = self.encode.__self__  # type: ignore[attr-defined]
+            output, beside = encode_and_read(call, base, self.tower, self.tokens, arguments)
         if isinstance(output, ModelOutput):
-            arguments = self.__signature__.bind(*args, **kwargs).arguments
-            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output)))
+            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), beside))
         return output
 
 
@@ -137,7 +153,9 @@ def prompt_order(output: ModelOutput, name: str, placeholders: Tensor) -> list[i
     return order
 
 
-def keep_rows(output: ModelOutput, name: str, order: Sequence[int], kept: Tensor) -> ModelOutput:
+def keep_rows(
+    output: ModelOutput, name: str, order: Sequence[int], kept: Tensor, merged: Tensor | None = None
+) -> ModelOutput:
     """A copy of an encoder's output with only some of its rows, in the container forward expects.
 
     The original is left alone: `generate()` may use it again.
@@ -147,15 +165,17 @@ def keep_rows(output: ModelOutput, name: str, order: Sequence[int], kept: Tensor
             the same rows on every level.
         order: that of the items in the prompts.
         kept: bool [N], the rows to keep of the items in this order.
+        merged: floating [N, d], what takes the place of the items' rows; deepstack features stay those of the rows.
     """
     made = encoding_of(output).output
     output = copy.copy(output)
 
-    def rows(items: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        left = torch.cat([items[index] for index in order])[kept]
+    def rows(items: Tensor | Sequence[Tensor], merged: Tensor | None = None) -> Tensor | list[Tensor]:
+        all_rows = torch.cat([items[index] for index in order]) if merged is None else merged
+        left = all_rows[kept]
         return left.unsqueeze(0) if isinstance(items, Tensor) else [left]
 
-    output[name] = rows(made[name])
+    output[name] = rows(made[name], merged)
     if made.get("deepstack_features") is not None:
         output["deepstack_features"] = [rows(level) for level in made["deepstack_features"]]
     return output

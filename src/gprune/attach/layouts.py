@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 from torch import Tensor
@@ -53,14 +54,14 @@ def _projector(model: PreTrainedModel, features: Tensor) -> Tensor:
 
 
 ONE_VIEW = Layout()
-TILED = Layout(joins=adjacent())
+TILED = Layout(joins=adjacent)
 WITH_VIDEO = Layout(video=frames)
 TILES_PER_PROMPT = Layout(joins=overview_last, tile=_shuffled_tile)
 
 LAYOUTS: dict[str, Layout] = {
     "aria": Layout(views=unordered),
     "aya_vision": Layout(joins=overview_last),
-    "cohere2_vision": Layout(joins=adjacent(gap=1)),
+    "cohere2_vision": Layout(joins=partial(adjacent, gap=1)),
     "deepseek_vl": ONE_VIEW,
     "gemma3": ONE_VIEW,
     "gemma4": ONE_VIEW,
@@ -70,7 +71,7 @@ LAYOUTS: dict[str, Layout] = {
     "idefics3": TILES_PER_PROMPT,
     "internvl": TILED,
     "kimi_k25": ONE_VIEW,
-    "lfm2_vl": Layout(joins=adjacent(gap=1)),
+    "lfm2_vl": Layout(joins=partial(adjacent, gap=1)),
     "llama4": Layout(joins=overview_last, output="last_hidden_state", project=_projector),
     "llava": ONE_VIEW,
     "llava_next": Layout(base_and_lines),
@@ -82,7 +83,7 @@ LAYOUTS: dict[str, Layout] = {
     "perception_lm": TILED,
     "qwen2_5_vl": WITH_VIDEO,
     "qwen2_vl": WITH_VIDEO,
-    "qwen3_5": ONE_VIEW,
+    "qwen3_5": WITH_VIDEO,
     "qwen3_vl": WITH_VIDEO,
     "qwen3_vl_moe": WITH_VIDEO,
     "smolvlm": replace(TILES_PER_PROMPT, since="5.21"),

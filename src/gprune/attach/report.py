@@ -9,6 +9,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from ..pruners.base import Selection
+from ..pruners.decoder import cost, keep_of
 from ..tokens import View
 
 
@@ -17,12 +18,14 @@ class ImageReport:
     """What was kept of one image; all tensors on the CPU, all rows counted within the image.
 
     Args:
-        kept: int64 [n_after], sorted rows that the LLM sees, fixed rows included.
+        kept: int64 [n_after], sorted rows that the LLM sees to its last layer, fixed rows included.
         views: the sets of rows that were ranked together.
         scores: float32 [n_before], NaN on fixed rows; None for methods without scores.
         n_before, n_after: visual tokens of the image, fixed rows included.
         edge_share: share of all pairs of tokens that are edges, over the views; None for methods without a
             graph.
+        per_layer: visual tokens of the image in each layer of the LLM; None: `n_after` in all of them.
+        pair_cost: FLOPs of attention between two tokens, over the FLOPs of one token's matrix products in a layer.
     """
 
     kept: Tensor
@@ -31,6 +34,25 @@ class ImageReport:
     n_before: int
     n_after: int
     edge_share: float | None
+    per_layer: tuple[int, ...] | None = None
+    pair_cost: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Share of the visual tokens that is left, on average over the layers of the LLM."""
+        counts = self.per_layer or (self.n_after,)
+        return sum(counts) / len(counts) / self.n_before
+
+    @property
+    def flops_ratio(self) -> float:
+        """Share of the visual tokens that a method before the LLM would keep at the same cost.
+
+        The cost is that of this image's visual tokens in the LLM's prefill: n of them cost a layer n + pair_cost n^2.
+        """
+        if self.per_layer is None:
+            return self.ratio
+        mean = sum(cost(count, self.pair_cost) for count in self.per_layer) / len(self.per_layer)
+        return keep_of(mean, self.pair_cost) / self.n_before
 
     @property
     def grid(self) -> tuple[tuple[int, int] | None, ...]:
@@ -39,7 +61,12 @@ class ImageReport:
 
 
 def report_images(
-    selection: Selection, sizes: Sequence[int], views: Sequence[View], ranked: Sequence[View]
+    selection: Selection,
+    sizes: Sequence[int],
+    views: Sequence[View],
+    ranked: Sequence[View],
+    per_layer: Sequence[tuple[int, ...]] | None = None,
+    pair_cost: float = 0.0,
 ) -> list[ImageReport]:
     """One report per image of a batch.
 
@@ -49,6 +76,7 @@ def report_images(
         views: of the layout, rows counted within the batch.
         ranked: the views that were ranked, to which the shares of the selection belong: the same, or one per
             image.
+        per_layer, pair_cost: of each image, where tokens were dropped inside the LLM.
     """
     kept = selection.kept.cpu()
     scores = None if selection.scores is None else selection.scores.cpu()
@@ -64,6 +92,8 @@ def report_images(
                 n_before=size,
                 n_after=len(own),
                 edge_share=_edge_share(selection.edge_share, ranked, image),
+                per_layer=None if per_layer is None else per_layer[image],
+                pair_cost=pair_cost,
             )
         )
     return reports

@@ -12,15 +12,18 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..pruners.base import Positions
-from .columns import check_mask, drop_columns, lengthen, own_columns, read_columns, skip_replayed
+from .columns import all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
 from .encoder import PIXELS, Modality, encode, keep_rows, modalities
 from .layouts import Layout
-from .positions import model_offset, multimodal_rope, next_position, renumber
+from .positions import multimodal_rope, next_position, renumber
 from .selection import BatchSelection
 from .state import CacheState
 
-Select = Callable[[Modality, ModelOutput, Tensor, Tensor], BatchSelection]
-"""(modality, encoder's output, input_ids [B, q], placeholders bool [B, q]) -> what is kept of it."""
+Select = Callable[[Modality, ModelOutput, Tensor, Tensor, Tensor], BatchSelection]
+"""(modality, encoder's output, input_ids [B, q], placeholders bool [B, q], text bool [B, q]) -> what is kept of it."""
+
+RECURRENT = {"conv", "hybrid", "hybrid_sliding", "linear_attention"}
+"""Kinds of layers that read their tokens one after the other, padding too."""
 
 
 def rewrite_call(
@@ -56,17 +59,19 @@ def rewrite_call(
     carried = modalities(call)
     columns = read_columns(model, call, state, cached, visual=bool(carried))
     given, outputs = encode(model, call, carried)
-    call, lengthened = own_columns(given)
+    call = own_types(given)
 
     drop = torch.zeros_like(columns.new)
     everything = True
+    ids = call["input_ids"]
+    shown = {modality: ids == _placeholder(model, modality) for modality in PIXELS}
+    text = columns.new & ~(shown["image"] | shown["video"])
     for modality in carried:
-        ids = call["input_ids"]
-        placeholders = ids == getattr(model.config, f"{modality}_token_id")
-        batch = select(modality, outputs[modality], ids, placeholders)
+        placeholders = shown[modality]
+        batch = select(modality, outputs[modality], ids, placeholders, text)
         everything = everything and batch.everything
         if not batch.everything:
-            outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept)
+            outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept, batch.merged)
             drop = drop | torch.zeros_like(drop).masked_scatter(placeholders, ~batch.kept.to(drop.device))
     if carried and everything and untouched:
         return {**given, "mm_encoder_outputs": outputs}
@@ -78,17 +83,19 @@ def rewrite_call(
     columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
     if drop.any():
-        call, columns = drop_columns(call, columns, drop, filler=_text_token(model))
+        padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
+        call, columns = drop_columns(call, columns, drop, _text_token(model), padding)
+        if cached and not columns.new.all():
+            _check_padding(model)
     outputs.state = CacheState(
         mask=columns.mask,
         dropped=state.dropped + length - columns.new.shape[1],
         next_position=after,
         shift=shift,
     )
-    call = lengthen(call, lengthened, cached)
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
     return {
-        **call,
+        **all_types(call, cached),
         "attention_mask": columns.mask,
         "position_ids": columns.positions,
         "mm_encoder_outputs": outputs,
@@ -96,16 +103,49 @@ def rewrite_call(
 
 
 def _unpruned(model: PreTrainedModel, call: dict[str, Any], cached: int) -> CacheState:
-    """The state of a cache of which nothing was dropped: valid where the mask says so."""
+    """The state of a cache of which nothing was dropped: valid where the mask says so.
+
+    Raises:
+        ValueError: only the caller can know the position ids that come next.
+    """
     ids, mask = call["input_ids"], call.get("attention_mask")
     zero = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
     valid = zero.new_ones(ids.shape[0], cached) if mask is None else mask[:, :cached]
     after = zero + cached
     if multimodal_rope(model):
-        offset = model_offset(model) if cached else None
-        rope = after if offset is None else after + offset.to(after.device)
-        zero, after = zero.expand(4, -1, -1), torch.stack([after, rope, rope, rope])
+        if cached and call.get("position_ids") is None:
+            raise ValueError(
+                f"images come on a cache of {cached} columns of which none was pruned, without position_ids; "
+                f"{model.config.model_type} remembers only where the prompt it saw last ended; pass position_ids of "
+                f"shape [4, batch, length], or prefill all at once"
+            )
+        zero, after = zero.expand(4, -1, -1), after.expand(4, -1, -1)
     return CacheState(valid.to(ids.device, torch.bool), dropped=0, next_position=after, shift=zero)
+
+
+def _mistakes_gaps(model: PreTrainedModel, positions: Tensor) -> bool:
+    """Whether gaps in these position ids, int64 [..., B, q], would be taken for the ends of packed sequences.
+
+    So does FlashAttention with the only row of a batch, unless there is padding.
+    """
+    implementation = model.get_decoder().config._attn_implementation or ""
+    return "flash" in implementation and positions.ndim == 2 and len(positions) == 1
+
+
+def _check_padding(model: PreTrainedModel) -> None:
+    """Raise ValueError if the LLM has layers that would not leave out padding after tokens in the cache."""
+    if recurrent := RECURRENT.intersection(getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        raise ValueError(
+            f"the prompts of this call lose different numbers of tokens, so that padding comes between the cache "
+            f"and them; the {' and '.join(sorted(recurrent))} layers of {model.config.model_type} do not leave it "
+            f"out; pass one prompt at a time, not with FlashAttention, or all images in the first call"
+        )
+
+
+def _placeholder(model: PreTrainedModel, modality: Modality) -> int:
+    """The token id that stands for a visual token, -1 if there is none."""
+    token = getattr(model.config, f"{modality}_token_id", None)
+    return -1 if token is None else int(token)
 
 
 def _text_token(model: PreTrainedModel) -> int:

@@ -19,6 +19,7 @@ from .encoder import PIXELS, EncoderOutputs, Modality, RecordingEncoder, modalit
 from .report import ImageReport, report_images
 from .rewrite import rewrite_call
 from .selection import BatchSelection, select_visual
+from .signals import check_needs, reader
 from .state import CacheState, read_state, write_state
 from .support import layout_of, unwrapped
 
@@ -53,6 +54,8 @@ class Run:
     def __init__(self, pruner: Pruner, model: PreTrainedModel) -> None:
         model = unwrapped(model)
         self._layout = layout_of(model)
+        self._selector = pruner.before_llm
+        check_needs(self._selector, model, self._layout)
         self.pruner, self.model = pruner, model
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
         self._last: dict[Modality, BatchSelection] = {}
@@ -100,7 +103,9 @@ class Run:
     def _report(self, modality: Modality) -> list[ImageReport]:
         last = self._last.pop(modality, None)
         if last is not None:
-            self._reports[modality] = report_images(last.selection, last.sizes, last.views, last.ranked)
+            self._reports[modality] = report_images(
+                last.selection, last.sizes, last.views, last.ranked, last.per_layer, last.pair_cost
+            )
         return self._reports.get(modality, [])
 
     def _add_hooks(self) -> None:
@@ -111,11 +116,17 @@ class Run:
         for modality in PIXELS:
             name = f"get_{modality}_features"
             if hasattr(base, name):
-                self._replace(base, name, RecordingEncoder(getattr(base, name)))
+                encoder = RecordingEncoder(getattr(base, name), *reader(self._selector, self.model, modality))
+                self._replace(base, name, encoder)
         self._handles = [
             self.model.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.register_forward_hook(self._after, with_kwargs=True),
         ]
+        try:
+            self._handles += self.pruner.hooks(self)
+        except Exception:
+            self.detach()
+            raise
 
     def _replace(self, module: Module, name: str, value: Any) -> None:
         """Set an attribute of this module alone, remembering what to put back."""
@@ -170,14 +181,16 @@ class Run:
 
     @torch.compiler.disable
     def _rewrite(self, call: dict[str, Any], state: CacheState | None) -> dict[str, Any]:
-        return rewrite_call(self.model, self._layout, call, state, self._select, self.pruner.positions)
+        return rewrite_call(self.model, self._layout, call, state, self._select, self._selector.positions)
 
-    def _select(self, modality: Modality, output: ModelOutput, ids: Tensor, placeholders: Tensor) -> BatchSelection:
-        batch = select_visual(self.pruner, self._layout, self.model, modality, output, ids, placeholders)
+    def _select(
+        self, modality: Modality, output: ModelOutput, ids: Tensor, placeholders: Tensor, text: Tensor
+    ) -> BatchSelection:
+        batch = select_visual(self._selector, self._layout, self.model, modality, output, ids, placeholders, text)
         self._last[modality] = batch
         # Ids, not the models: a pruner stays small, and can be pickled.
         warned: set[int] = vars(self.pruner).setdefault("_warned_models", set())
-        if id(self.model) not in warned and (message := self.pruner.warning(batch.selection)):
+        if id(self.model) not in warned and (message := self._selector.warning(batch.selection)):
             warned.add(id(self.model))
             warnings.warn(message, stacklevel=2)
         return batch

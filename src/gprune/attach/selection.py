@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,7 @@ from ..pruners.base import Pruner, Selection
 from ..tokens import View, VisualTokens
 from .encoder import Encoding, Modality, encoding_of, prompt_order
 from .layouts import Layout, Views
+from .signals import FROM_TOWER, reader
 from .tiles import grouped, spans_of
 from .views import Item
 
@@ -26,17 +27,23 @@ class BatchSelection:
     Args:
         order: of the encoder's items in the prompts, repeated for beams.
         kept: bool [N], per visual token of the items in this order.
+        merged: floating [N, d], these tokens after others were merged into them; None: as they are.
         everything: whether nothing was dropped.
-        selection, sizes, views, ranked: as `report_images` takes them, each image once.
+        images: which image each group of visual tokens in the prompts is, repeated for beams.
+        selection, sizes, views, ranked, per_layer, pair_cost: as `report_images` takes them, each image once.
     """
 
     order: list[int]
     kept: Tensor
+    merged: Tensor | None
     everything: bool
+    images: list[int]
     selection: Selection
     sizes: tuple[int, ...]
     views: tuple[View, ...]
     ranked: tuple[View, ...]
+    per_layer: tuple[tuple[int, ...], ...] | None = None
+    pair_cost: float = 0.0
 
 
 @torch.no_grad()
@@ -48,6 +55,7 @@ def select_visual(
     output: ModelOutput,
     ids: Tensor,
     placeholders: Tensor,
+    text: Tensor,
 ) -> BatchSelection:
     """Prune all images, or all videos, of a call at once.
 
@@ -55,30 +63,49 @@ def select_visual(
         output: of the encoder; images that `generate()` repeated for beams are scored once.
         ids: int64 [B, q], the prompts.
         placeholders: bool [B, q], where the visual tokens go.
+        text: bool [B, q], where there is text.
 
     Raises:
         ValueError: there are more or fewer placeholders than visual tokens; features are not finite (names the
-            image) or not laid out as the model's family does.
+            image) or not laid out as the model's family does; they were made elsewhere, and the
+            method needs to know what their encoder saw.
     """
     order = prompt_order(output, layout.output, placeholders)
-    items = _items(layout, model, encoding_of(output), order)
+    encoding = encoding_of(output)
+    _check_beside(pruner, model, modality, encoding)
+    items = _items(layout, model, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
-    joins = None if layout.joins is None or modality == "video" else layout.joins(ids, spans_of(placeholders, sizes))
-    groups = [[items[i] for i in group] for group in grouped(len(items), joins or [False] * len(items))]
+    spans = spans_of(placeholders, sizes)
+    joins = None if layout.joins is None or modality == "video" else layout.joins(ids, spans)
+    indices = grouped(len(items), joins or [False] * len(items))
+    groups = [[items[i] for i in group] for group in indices]
 
     views = layout.video if modality == "video" else layout.views
     assert views is not None
     images = {_key(group): group for group in groups}
     tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
+    if "question" in pruner.needs:
+        rows = {_key([items[i] for i in group]): spans[group[0]][0] for group in indices}
+        tokens = replace(tokens, questions=tuple(_question(model, ids, text, rows[key]) for key in images))
     selection = pruner.select(tokens)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
-    masks = dict(zip(images, mask.split(tokens.sizes), strict=True))
+    merged = None
+    if selection.features is not None:
+        merged = tokens.features.clone()
+        merged[selection.kept] = selection.features
+
+    def in_order(rows: Tensor) -> Tensor:
+        own = dict(zip(images, rows.split(tokens.sizes), strict=True))
+        return torch.cat([own[_key(group)] for group in groups])
+
     return BatchSelection(
         order=order,
-        kept=torch.cat([masks[_key(group)] for group in groups]),
+        kept=in_order(mask),
+        merged=None if merged is None else in_order(merged),
         everything=selection.kept.shape[0] == mask.shape[0],
+        images=[list(images).index(_key(group)) for group in groups],
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
@@ -100,7 +127,12 @@ def _items(layout: Layout, model: PreTrainedModel, encoding: Encoding, order: Se
         }
         tiles = [features[index]] if layout.tile is None else features[index].split(layout.tile(model))
         # Where an item is all of a prompt, a prompt of text has an empty one.
-        items += [Item(model, tile, told, (index, number)) for number, tile in enumerate(tiles) if len(tile)]
+        read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.beside.items()}
+        items += [
+            Item(model, tile, told, (index, number), {name: values[number] for name, values in read.items()})
+            for number, tile in enumerate(tiles)
+            if len(tile)
+        ]
     return items
 
 
@@ -115,7 +147,29 @@ def _image(group: Sequence[Item], views: Views) -> VisualTokens:
         View(view.rows + start, view.grid) for item, start in zip(group, starts, strict=False) for view in views(item)
     )
     features = torch.cat([item.features for item in group]) if len(group) > 1 else group[0].features
-    return VisualTokens(features, joined, (features.shape[0],))
+    beside = {name: torch.cat([item.beside[name] for item in group]) for name in group[0].beside}
+    return VisualTokens(features, joined, (features.shape[0],), beside)
+
+
+def _question(model: PreTrainedModel, ids: Tensor, text: Tensor, row: int) -> Tensor:
+    """[q, d]: the LLM's input embeddings of the text of a prompt."""
+    return model.get_input_embeddings()(ids[row, text[row]])
+
+
+def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:
+    needed = set(FROM_TOWER) & set(pruner.needs)
+    if needed <= encoding.beside.keys():
+        return
+    method, family = type(pruner).__name__, model.config.model_type
+    if reader(pruner, model, modality)[1] is None:
+        raise ValueError(
+            f"{method} needs the {' and '.join(sorted(needed))} of the vision tower, which gprune cannot read for "
+            f"{modality}s of {family}; detach it for calls with {modality}s, or use a method that needs only features"
+        )
+    raise ValueError(
+        f"{method} needs the {' and '.join(sorted(needed))} of the vision tower, but these {modality} features were "
+        f"encoded while it was not attached; pass the pixels, or encode while it is attached"
+    )
 
 
 def _check_count(modality: Modality, placeholders: Tensor, sizes: Sequence[int]) -> None:

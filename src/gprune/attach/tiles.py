@@ -15,13 +15,9 @@ Joins = Callable[[Tensor, Sequence[Span]], list[bool]]
 """(input_ids [B, q], spans of n items) -> of each of the n - 1 neighbouring pairs, whether one image has both."""
 
 
-def adjacent(gap: int = 0) -> Joins:
+def adjacent(ids: Tensor, spans: Sequence[Span], gap: int = 0) -> list[bool]:
     """Tiles of one image have at most `gap` tokens between them; between images there are more."""
-
-    def joins(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
-        return [one[0] == other[0] and other[1] - one[2] - 1 <= gap for one, other in pairwise(spans)]
-
-    return joins
+    return [one[0] == other[0] and other[1] - one[2] - 1 <= gap for one, other in pairwise(spans)]
 
 
 def overview_last(ids: Tensor, spans: Sequence[Span]) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ class Item:
         arguments: what the encoder was told of this item, by the name of its argument: sizes, grids, frames;
             empty when the features were made elsewhere.
         key: the same for the copies of an item that are made for beams.
+        beside: what else is known of its tokens, by name: [n, ...].
     """
 
     model: PreTrainedModel
     features: Tensor
     arguments: dict[str, Tensor]
     key: tuple[int, int]
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.features.shape[0]

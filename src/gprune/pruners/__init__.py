@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 from .base import NonFiniteFeatures, Pruner, ScorePruner, Selection, SetPruner
+from .bat import BAT
+from .cdpruner import CDPruner
+from .chain import Chain
+from .clsattention import ClsAttention
+from .dart import DART
+from .decoder import DecoderPruner, InsideTokens
+from .divprune import DivPrune
+from .fastv import FastV
 from .gprune import GPrune
+from .graphcover import GraphCover
 from .l2norm import L2Norm
+from .masked import Background, Foreground
+from .pyramiddrop import PyramidDrop
 from .random import Random
+from .tome import ToMe
 from .uniform import Uniform
+from .visionzip import VisionZip
+from .vtw import VTW
+from .zerotprune import ZeroTPrune
 
-PRUNERS: dict[str, type[Pruner]] = {method.name: method for method in (GPrune, Random, Uniform, L2Norm)}
+PRUNERS: dict[str, type[Pruner]] = {
+    method.name: method
+    for method in (
+        GPrune,
+        Random,
+        Uniform,
+        L2Norm,
+        DivPrune,
+        GraphCover,
+        Foreground,
+        Background,
+        ClsAttention,
+        VisionZip,
+        BAT,
+        ZeroTPrune,
+        CDPruner,
+        ToMe,
+        FastV,
+        VTW,
+        PyramidDrop,
+        DART,
+    )
+}
 
 
 def get_pruner(name: str) -> type[Pruner]:
@@ -23,15 +60,32 @@ def get_pruner(name: str) -> type[Pruner]:
 
 
 __all__ = [
+    "BAT",
+    "DART",
     "PRUNERS",
+    "VTW",
+    "Background",
+    "CDPruner",
+    "Chain",
+    "ClsAttention",
+    "DecoderPruner",
+    "DivPrune",
+    "FastV",
+    "Foreground",
     "GPrune",
+    "GraphCover",
+    "InsideTokens",
     "L2Norm",
     "NonFiniteFeatures",
     "Pruner",
+    "PyramidDrop",
     "Random",
     "ScorePruner",
     "Selection",
     "SetPruner",
+    "ToMe",
     "Uniform",
+    "VisionZip",
+    "ZeroTPrune",
     "get_pruner",
 ]

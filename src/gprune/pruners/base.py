@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ..tokens import Keep, View, VisualTokens, check_keep, kept_count
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
+Need = Literal["attention", "keys", "question", "place"]
+"""Attention that a token receives in the vision tower, its key there, the question about its image, where it lies."""
 
 
 class NonFiniteFeatures(ValueError):
@@ -34,12 +37,15 @@ class Selection:
         edge_share: float32 [n_views], share of all pairs of distinct tokens of a view that are edges;
             None for methods without a graph. With scope="image" an image is one view.
         isolated_share: float32 [n_views], share of the tokens of a view whose only edge is their own.
+        features: floating [K, d], what the LLM gets at the place of each kept token where others were merged into
+            it; None: the tokens as they are.
     """
 
     kept: Tensor
     scores: Tensor | None = None
     edge_share: Tensor | None = None
     isolated_share: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass
@@ -65,6 +71,9 @@ class Pruner(ABC):
     name: ClassVar[str]
     """Name on the command line and in tables: the class's own in lower case."""
 
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What the method must know beside the features of the tokens."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.name = cls.__name__.lower()
@@ -86,11 +95,13 @@ class Pruner(ABC):
 
         Raises:
             NonFiniteFeatures: some features are NaN or Inf; names the image.
-            TypeError, ValueError: features are not floating point or not 2-D.
+            TypeError, ValueError: features are not floating point or not 2-D, or the tokens come without what the
+                method needs beside them.
         """
         if isinstance(tokens, Tensor):
             tokens = VisualTokens.of(tokens)
         _check_finite(tokens)
+        self._check_needs(tokens)
         if self.scope == "image":
             tokens = tokens.per_image()
         return self._select(tokens, self._budget(tokens))
@@ -108,13 +119,44 @@ class Pruner(ABC):
     def __call__(self, model: Any) -> Run:
         return self.attach(model)
 
+    @property
+    def before_llm(self) -> Pruner:
+        """What chooses the tokens that reach the LLM: this method, unless it acts inside the LLM."""
+        return self
+
     def warning(self, selection: Selection) -> str | None:
         """What a user should hear about a selection that means little, or None."""
         return None
 
+    def hooks(self, run: Run) -> list[RemovableHandle]:
+        """Put further hooks on `run.model`, of a method that does more than choose tokens; removed with the run."""
+        return []
+
     @abstractmethod
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         """Keep counts[i] tokens of tokens.views[i]."""
+
+    def _check_needs(self, tokens: VisualTokens) -> None:
+        name, count, images = type(self).__name__, len(tokens.features), len(tokens.sizes)
+        for need in self.needs:
+            if need == "question":
+                if len(tokens.questions) != images or not all(map(len, tokens.questions)):
+                    raise ValueError(
+                        f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
+                        f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
+                    )
+            elif need == "place":
+                continue
+            elif need not in tokens.beside or len(tokens.beside[need]) != count:
+                raise ValueError(
+                    f"{name} needs the {need} of the vision tower, which features alone do not tell; give "
+                    f"tokens.beside[{need!r}], a row for each of the {count} tokens, or attach {name} to a model"
+                )
+            elif not tokens.beside[need][~tokens.fixed].isfinite().all():
+                raise ValueError(
+                    f"the {need} of some tokens is NaN or Inf although their features are finite; only fixed rows may "
+                    f"have none; if the vision tower runs in float16, load it in bfloat16 or float32"
+                )
 
     def _budget(self, tokens: VisualTokens) -> list[int]:
         counts = [0] * len(tokens.views)

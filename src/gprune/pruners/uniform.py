@@ -25,13 +25,13 @@ class Uniform(SetPruner):
         lines = min(max(round(math.sqrt(k * height / width)), math.ceil(k / width)), height, k)
         places = [
             row * width + column
-            for row, share in zip(_spread(height, lines), _shares(k, lines), strict=True)
-            for column in _spread(width, share)
+            for row, share in zip(spread(height, lines), _shares(k, lines), strict=True)
+            for column in spread(width, share)
         ]
         return view.rows[torch.tensor(places, device=view.rows.device)]
 
 
-def _spread(n: int, k: int) -> list[int]:
+def spread(n: int, k: int) -> list[int]:
     """The middles of k equal parts of range(n), k <= n: all different."""
     return [(2 * i + 1) * n // (2 * k) for i in range(k)]
 

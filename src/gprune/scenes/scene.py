@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .vocabulary import (
@@ -189,6 +190,11 @@ def render(scene: Scene) -> tuple[Image.Image, Image.Image]:
         else:
             _draw_chart(draw, label, item)
     return picture, labels
+
+
+def foreground(labels: Image.Image) -> NDArray[np.bool_]:
+    """Which pixels of a picture are a shape, a bar or text, from its labels: bool [height, width]."""
+    return np.asarray(labels).max(-1) > 0
 
 
 def _color_class(color: str) -> int:

@@ -1,0 +1,386 @@
+"""Drops visual tokens between the layers of the LLM: hooks on the layers of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
+from .encoder import EncoderOutputs, Modality
+from .lastrow import BACKENDS, last_row, with_look
+from .narrow import Left, narrow_mask, read_layers, take, write_layers
+from .selection import BatchSelection
+from .support import UnsupportedModel
+
+if TYPE_CHECKING:
+    from .run import Run
+
+FAMILIES = (
+    "aria",
+    "deepseek_vl",
+    "glm46v",
+    "glm4v",
+    "got_ocr2",
+    "idefics3",
+    "internvl",
+    "kimi_k25",
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "mistral3",
+    "molmo2",
+    "paligemma",
+    "perception_lm",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "smolvlm",
+    "vipllava",
+)
+"""Model types whose LLM is a stack of layers with full attention."""
+
+
+def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
+    """Raise unless tokens can be dropped inside this model's LLM, as this pruner would.
+
+    Raises:
+        UnsupportedModel: the LLM, or its attention, does not let tokens go; says why.
+        ValueError: the settings of the pruner do not fit the LLM.
+    """
+    method, family = type(pruner).__name__, model.config.model_type
+    decoder: Any = model.get_decoder()
+    config = decoder.config
+    if reason := _reason(family, config):
+        raise UnsupportedModel(
+            f"{method} drops tokens between layers of the LLM, which gprune cannot do in {family}: {reason}; use a "
+            f"method that acts before the LLM, such as GPrune, or one of {', '.join(FAMILIES)}"
+        )
+    if config._attn_implementation not in BACKENDS:
+        raise UnsupportedModel(
+            f"{method} gives every layer a mask of its own, which {config._attn_implementation} attention does not "
+            f"take; accepted are {' and '.join(BACKENDS)}; load the model with attn_implementation='sdpa'"
+        )
+    schedule = pruner.schedule(len(decoder.layers))
+    first = next((layer for layer, share in enumerate(schedule) if share < ALL_BUT_ROUNDING), len(schedule))
+    levels = len(getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ())
+    if first < levels:
+        remedy = f"layer must be >= {levels}" if hasattr(pruner, "layer") else f"none can be dropped before {levels}"
+        raise ValueError(
+            f"{method}: {family} injects deepstack features into layers 0-{levels - 1}, so {remedy}; these settings "
+            f"drop tokens before layer {first}"
+        )
+
+
+def _reason(family: str, config: Any) -> str | None:
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    if kinds:
+        return f"its LLM has layers of {' and '.join(kinds)}, for which gaps in the sequence are not the same as masks"
+    if getattr(config, "sliding_window", None) is not None:
+        return f"its layers see a sliding window of {config.sliding_window} tokens, counted over the whole sequence"
+    return None if family in FAMILIES else "its LLM is not known to gprune"
+
+
+@dataclass(eq=False)
+class Image:
+    """An image of a call.
+
+    Args:
+        modality: of the call that it came by.
+        copies: (row, int64 [n] columns) of its visual tokens, several for beams, which drop alike.
+        counts: tokens that each layer sees.
+        kept: bool [n].
+        per_layer: tokens that the layers so far have seen.
+    """
+
+    modality: Modality
+    copies: list[tuple[int, Tensor]]
+    counts: list[int]
+    kept: Tensor
+    per_layer: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of the model under way.
+
+    Args:
+        start: columns in the whole cache before it.
+        valid: bool [B, q], which of its own columns hold a token.
+        prompt: bool [B, q], which hold a token of the prompt, as opposed to drafted tokens.
+        layers: what is left in layers of the cache.
+        images: that it carries.
+        left: of its own columns; None as long as all are.
+        attention, key_norms: float32 [B, q], seen in the layer before; 0 where nothing is left.
+        written: what will be left in the cache.
+        masks: those that layers share.
+    """
+
+    start: int
+    valid: Tensor
+    prompt: Tensor
+    layers: dict[int, Left]
+    images: list[Image]
+    left: Left | None = None
+    attention: Tensor | None = None
+    key_norms: Tensor | None = None
+    written: dict[int, Left] = field(default_factory=dict)
+    masks: dict[tuple[int, int, int], tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Tensor:
+        """int64 [B]: the last token of each prompt, among the columns that are left."""
+        prompt = self.prompt
+        if self.left is not None:
+            prompt = prompt.gather(1, self.left.index) & self.left.valid
+        return prompt.shape[1] - 1 - prompt.long().flip(1).argmax(dim=1)
+
+
+class DecoderRun:
+    """A `DecoderPruner` at work on the decoder of a model; its hooks come and go with those of its run.
+
+    Attributes:
+        handles: of its hooks.
+    """
+
+    def __init__(self, pruner: DecoderPruner, run: Run) -> None:
+        check_decoder(pruner, run.model)
+        self.pruner, self.run = pruner, run
+        self._decoder: Any = run.model.get_decoder()
+        self._config = self._decoder.config
+        self._backend = self._config._attn_implementation
+        self._pair_cost = pair_cost(self._config)
+        self._call: Call | None = None
+        layers = self._decoder.layers
+        # First of all layers' attention is changed, then put back by the run.
+        schedule = pruner.schedule(len(layers))
+        for layer in range(1, len(layers)):
+            if pruner.looks and schedule[layer] < schedule[layer - 1]:
+                attention = layers[layer - 1].self_attn
+                for name, value in with_look(attention, self._look).items():
+                    run._replace(attention, name, value)
+        self.handles: list[RemovableHandle] = [
+            run.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            run.model.register_forward_hook(self._end, always_call=True),
+            *(
+                layer.register_forward_pre_hook(partial(self._narrow, index), with_kwargs=True)
+                for index, layer in enumerate(layers)
+            ),
+            layers[-1].register_forward_hook(self._widen, with_kwargs=True),
+        ]
+
+    def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._call = None
+        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        layers = read_layers(cache, cached)
+        outputs = kwargs.get("mm_encoder_outputs")
+        carried = list(outputs) if isinstance(outputs, EncoderOutputs) else []
+        if not carried and not layers:
+            return
+        embeddings = kwargs.get("inputs_embeds")
+        shape = (ids if ids is not None else cast(Tensor, embeddings)).shape[:2]
+        device = (ids if ids is not None else cast(Tensor, embeddings)).device
+        mask = kwargs.get("attention_mask")
+        valid = torch.ones(shape, dtype=torch.bool, device=device)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            valid = mask[:, -shape[1] :].to(device, torch.bool)
+        images = [image for modality in carried for image in self._images(cast(Modality, modality), cast(Tensor, ids))]
+        self._check_call(kwargs, images, cache)
+        self._call = Call(cached, valid, valid & _asked(kwargs, images, valid), layers, images)
+
+    def _images(self, modality: Modality, ids: Tensor) -> Iterator[Image]:
+        batch: BatchSelection = self.run._last[modality]
+        places = (ids == getattr(self.run.model.config, f"{modality}_token_id")).nonzero()
+        sizes = [int(kept.sum()) for kept in batch.kept.split([batch.sizes[image] for image in batch.images])]
+        copies: dict[int, list[tuple[int, Tensor]]] = {}
+        for image, own in zip(batch.images, places.split(sizes), strict=True):
+            copies.setdefault(image, []).append((int(own[0, 0]), own[:, 1]))
+        for image in sorted(copies):
+            own = copies[image][0][1]
+            counts = self.pruner.counts(len(own), len(self._decoder.layers), self._pair_cost * len(own))
+            yield Image(modality, copies[image], counts, torch.ones_like(own, dtype=torch.bool))
+
+    def _check_call(self, call: dict[str, Any], images: list[Image], cache: Any) -> None:
+        method = type(self.pruner).__name__
+        if self._config._attn_implementation != self._backend:
+            raise ValueError(
+                f"the LLM's attention is {self._config._attn_implementation!r} but was {self._backend!r} when {method} "
+                f"was attached; set it before, then attach"
+            )
+        foreign = {type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) is not DynamicLayer}
+        if foreign:
+            raise ValueError(
+                f"{method} leaves later layers with a shorter KV cache, but this cache has layers of kind "
+                f"{', '.join(sorted(foreign))}, all of one length; accepted is a DynamicCache; leave out "
+                f"cache_implementation, or prune before the LLM"
+            )
+        if all(image.counts[-1] == len(image.kept) for image in images):
+            return
+        if self.run.model.training and getattr(self._decoder, "gradient_checkpointing", False):
+            raise ValueError(
+                f"{method} cannot drop tokens in layers that are computed again for gradient checkpointing; call "
+                f"model.gradient_checkpointing_disable(), or prune before the LLM"
+            )
+        labels = call.get("labels")
+        if labels is not None and any(
+            (labels[row, (columns + 1).clamp(max=labels.shape[1] - 1)] != -100).any()
+            for image in images
+            for row, columns in image.copies
+        ):
+            raise ValueError(
+                f"labels ask for a token that follows a visual token, which {method} may have dropped before the last "
+                f"layer; accepted is -100 there; mask visual tokens and the token after each image out of the labels"
+            )
+
+    def _end(self, model: PreTrainedModel, args: Any, output: Any) -> None:
+        self._call = None
+
+    def _look(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+        call = self._call
+        if call is None or not call.images:
+            return
+        width = query.shape[2]
+        seen = [row[:, -width:] for row in last_row(query, key, mask, scaling, call.last)]
+        call.attention, call.key_norms = seen if call.left is None else map(call.left.spread, seen)
+
+    def _narrow(
+        self, index: int, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        call = self._call
+        if call is None:
+            return None
+        states = args[0]
+        if any(image.counts[index] < int(image.kept.sum()) for image in call.images):
+            states = self._drop(call, index, states)
+        for image in call.images:
+            image.per_layer.append(int(image.kept.sum()))
+        cached, new = call.layers.get(index), call.left
+        if cached is None and new is None:
+            return None
+        narrowed = {**kwargs, "attention_mask": self._mask(call, kwargs.get("attention_mask"), cached, new, states)}
+        if new is None:
+            return (states, *args[1:]), narrowed
+        rope = kwargs["position_embeddings"]
+        narrow = partial(take, index=new.index, batch=-3, dim=-2)
+        narrowed["position_embeddings"] = narrow(rope) if isinstance(rope, Tensor) else tuple(map(narrow, rope))
+        if kwargs.get("position_ids") is not None:
+            narrowed["position_ids"] = take(kwargs["position_ids"], new.index, batch=-2, dim=-1)
+        whole = cached or Left.all(len(new.index), call.start, new.index.device)
+        call.written[index] = whole.then(call.start, new)
+        return (states, *args[1:]), narrowed
+
+    def _mask(self, call: Call, mask: Tensor | None, cached: Left | None, new: Left | None, states: Tensor) -> Any:
+        key = id(mask), id(cached), id(new)
+        if key not in call.masks:
+            batch, device = len(states), call.valid.device
+            whole = cached or Left.all(batch, call.start, device)
+            own = new or Left.all(batch, call.valid.shape[1], device)
+            narrowed = narrow_mask(mask, whole, own, call.start, states.device)
+            call.masks[key] = narrowed, mask, cached, new  # kept alive, so that no other object takes its id
+        return call.masks[key][0]
+
+    @torch.no_grad()
+    def _choose(self, call: Call, image: Image, k: int, states: Tensor) -> None:
+        row, columns = image.copies[0]
+        columns = columns[image.kept]
+        if k >= len(columns):
+            return
+        image.kept = image.kept.clone()
+        places = image.kept.nonzero().squeeze(1)
+        if k:
+            text = call.prompt[row].clone()
+            for other in call.images:
+                for own_row, own in other.copies:
+                    if own_row == row:
+                        text[own] = False
+            chosen = self.pruner.choose(self._inside(call, states[row].detach(), row, columns, text), k)
+            if len(chosen) != k or len(chosen.unique()) != k:
+                raise ValueError(
+                    f"{type(self.pruner).__name__}.choose returned {len(chosen)} indices of {len(columns)} tokens; "
+                    f"accepted are exactly k={k}, all different"
+                )
+            places = places[torch.ones_like(places, dtype=torch.bool).index_fill(0, chosen.to(places.device), False)]
+        image.kept[places] = False
+
+    @staticmethod
+    def _inside(call: Call, states: Tensor, row: int, columns: Tensor, text: Tensor) -> InsideTokens:
+        def of(values: Tensor | None, which: Tensor) -> Tensor:
+            return states.new_zeros(0) if values is None else values[row, which.to(values.device)]
+
+        columns, text = columns.to(states.device), text.to(states.device)
+        return InsideTokens(
+            states=states[columns],
+            attention=of(call.attention, columns),
+            key_norms=of(call.key_norms, columns),
+            text=states[text],
+            text_key_norms=of(call.key_norms, text),
+        )
+
+    def _drop(self, call: Call, index: int, states: Tensor) -> Tensor:
+        """Drop what a layer is not to see: hidden states [B, n, d] -> [B, fewer, d]."""
+        whole = states if call.left is None else call.left.spread(states)
+        kept = call.valid.clone()
+        for image in call.images:
+            self._choose(call, image, image.counts[index], whole)
+            for row, columns in image.copies:
+                kept[row, columns] = image.kept
+        call.left = Left.of(kept)
+        return take(whole, call.left.index, -3, -2)
+
+    def _widen(self, layer: Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        call = self._call
+        if call is None:
+            return None
+        self._report(call)
+        if call.written and kwargs.get("past_key_values") is not None:
+            write_layers(kwargs["past_key_values"], {**call.layers, **call.written})
+        return None if call.left is None else call.left.spread(output)
+
+    def _report(self, call: Call) -> None:
+        for modality in dict.fromkeys(image.modality for image in call.images):
+            images = [image for image in call.images if image.modality == modality]
+            batch = self.run._last[modality]
+            left = torch.cat([image.kept for image in images]).to(batch.selection.kept.device)
+            self.run._last[modality] = replace(
+                batch,
+                selection=replace(batch.selection, kept=batch.selection.kept[left]),
+                per_layer=tuple(tuple(image.per_layer) for image in images),
+                pair_cost=self._pair_cost,
+            )
+
+
+def _asked(call: dict[str, Any], images: list[Image], valid: Tensor) -> Tensor:
+    """bool [B, q]: up to the first column whose logits are asked for, unless visual tokens follow it.
+
+    Assisted decoding drafts tokens after the prompt, and asks for the logits of the last token of the prompt on.
+    """
+    wanted = call.get("logits_to_keep")
+    length = valid.shape[1]
+    first = length - max(wanted, 1) if isinstance(wanted, int) else length - 1
+    if any((columns >= first).any() for image in images for _, columns in image.copies):
+        first = length - 1
+    return torch.arange(length, device=valid.device).expand_as(valid) <= first
+
+
+def pair_cost(config: Any) -> float:
+    """FLOPs of attention between two tokens, over the FLOPs of one token's matrix products in a layer.
+
+    Those of a LLaMA layer of this config's sizes, with the active experts where there are several.
+    """
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    groups = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    active = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
+    inner = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) * active
+    return 4 * width / (2 * (2 * hidden * width + 2 * hidden * groups + 3 * hidden * inner))

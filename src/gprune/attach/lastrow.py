@@ -1,0 +1,71 @@
+"""A look at what one layer of the LLM attends to, without giving up its attention kernel."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTRIBUTE = "_gprune_look"
+BACKENDS = ("sdpa", "eager")
+
+Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
+"""Is shown the query [B, h, q, d], the key [B, g, k, d], the mask [B, 1, q, k] or None, and the scaling of a layer."""
+
+
+def _looked_at(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attention(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        cast(Look, getattr(module, ATTRIBUTE))(query, key, mask, kwargs.get("scaling"))
+        if backend == "sdpa":
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        eager = sys.modules[type(module).__module__].eager_attention_forward  # every family has its own
+        return eager(module, query, key, value, mask, **kwargs)
+
+    return attention
+
+
+for _backend in BACKENDS:
+    AttentionInterface.register(f"gprune_{_backend}", _looked_at(_backend))
+
+
+def with_look(attention: Module, look: Look) -> dict[str, Any]:
+    """The attributes that an attention module needs to show what it computes; its config is a copy of its own."""
+    config = copy.copy(cast(Any, attention).config)
+    config._attn_implementation_internal = f"gprune_{config._attn_implementation}"
+    return {"config": config, ATTRIBUTE: look}
+
+
+@torch.no_grad()
+def last_row(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, last: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of one token of each prompt, and the norms of all keys.
+
+    Args:
+        query: [B, h, q, d]; key: [B, g, k, d], of which the last q belong to the queries.
+        mask: bool, or floating to be added, [B or 1, 1, q, k]; None is causal.
+        scaling: of the logits; None is 1 / sqrt(d).
+        last: int64 [B], which of the queries.
+
+    Returns:
+        float32 [B, k]: softmax in float32, mean over the heads; float32 [B, k]: L2 over all heads.
+    """
+    batch, heads, length, width = query.shape
+    groups, columns = key.shape[1], key.shape[2]
+    last = last.to(query.device)[:, None, None, None]
+    row = torch.take_along_dim(query, last, dim=2).view(batch, groups, heads // groups, width).float()
+    logits = row @ key.float().transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
+    if mask is None:
+        seen = torch.arange(columns, device=query.device) <= columns - length + last
+        logits = logits.masked_fill(~seen, -torch.inf)
+    else:
+        own = torch.take_along_dim(mask[..., :columns], last.to(mask.device), dim=2)
+        logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own.float()
+    return logits.softmax(-1).mean((1, 2)), key.float().norm(dim=(1, 3))

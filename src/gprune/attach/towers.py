@@ -1,0 +1,146 @@
+"""Reads the queries and keys of one attention layer of a vision tower, whose own computation is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import AttentionInterface
+
+BACKEND = "gprune_read"
+
+LOGITS_AT_ONCE = 2**25
+"""Attention logits in memory at a time: 128 MiB of float32. One row of queries is never split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one layer of the tower says of its tokens, images or frames that do not see each other joined.
+
+    Args:
+        attention: float32 [B, n], the attention a token receives, averaged over heads: from the class token, or
+            from all tokens that see it.
+        keys: float32 [B, n, dk], as the attention uses them (rotated by place in some towers), averaged over heads.
+    """
+
+    attention: Tensor
+    keys: Tensor
+
+
+class _Config:
+    """The config of an attention layer, but for the name of the backend."""
+
+    _attn_implementation = BACKEND
+
+    def __init__(self, config: Any, class_token: bool) -> None:
+        self.config, self.class_token = config, class_token
+        self.readings: list[Reading] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def attention_layers(tower: Module) -> list[Module]:
+    """The self-attention layers whose backend can be chosen, in order."""
+    return [
+        module
+        for module in tower.modules()
+        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
+    ]
+
+
+def has_class_token(tower: Module) -> bool:
+    """Whether the first token of every image stands for the whole image."""
+    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
+
+
+@contextmanager
+def reading(layer: Module, class_token: bool) -> Iterator[list[Reading]]:
+    """While it lasts, a `Reading` is appended to the list whenever `layer` is called."""
+    readings: list[Reading] = []
+
+    def read(layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        config: Any = layer.config
+        noting = _Config(config, class_token)
+        vars(layer)["config"] = noting
+        try:
+            with torch.no_grad():
+                layer.forward(*args, **kwargs)
+        finally:
+            vars(layer)["config"] = config
+        attention = torch.cat([each.attention for each in noting.readings], dim=1)
+        readings.append(Reading(attention, torch.cat([each.keys for each in noting.readings], dim=1)))
+
+    handle = layer.register_forward_hook(read, with_kwargs=True)
+    try:
+        yield readings
+    finally:
+        handle.remove()
+
+
+def _note(
+    layer: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """An attention backend that reads what it is given, [B, heads, n, dh] each; nobody looks at what it returns."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    received = attention_received(query, key, attention_mask, scaling, layer.config.class_token)
+    layer.config.readings.append(Reading(received, key.float().mean(1)))
+    return query.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(BACKEND, _note)
+
+
+def attention_received(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, class_token: bool = False
+) -> Tensor:
+    """The attention that each token receives, averaged over heads: float32 [B, n].
+
+    From the first token if that is a class token, else the mean over the tokens that see it. A token that none
+    sees is padding: what it attends to does not count.
+
+    Args:
+        query, key: [B, heads, n, dh].
+        mask: who sees whom, bool or additive, [B or 1, 1 or heads, n, n], or which tokens are seen, [B, n].
+        scaling: of the logits.
+    """
+    batch, heads, count, _ = query.shape
+    seen = _seen(mask, query)
+    real = seen.any(1)
+    rows = 1 if class_token else count
+    step = max(1, LOGITS_AT_ONCE // (batch * heads * count))
+    total = torch.zeros(batch, count, device=query.device)
+    times = torch.zeros_like(total)
+    with torch.autocast(query.device.type, enabled=False):
+        keys = key.float().mT * scaling
+        for start in range(0, rows, step):
+            block = slice(start, min(start + step, rows))
+            logits = query[:, :, block].float() @ keys
+            logits.masked_fill_(~seen[:, None, block], torch.finfo(logits.dtype).min)
+            counted = seen[:, block] & real[:, block, None]
+            total += (logits.softmax(-1).mean(1) * counted).sum(1)
+            times += counted.sum(1)
+    return total / times.clamp(min=1)
+
+
+def _seen(mask: Tensor | None, query: Tensor) -> Tensor:
+    """bool [B, n, n], which tokens (last) each token sees."""
+    batch, _, count, _ = query.shape
+    if mask is None:
+        mask = torch.ones(1, 1, dtype=torch.bool, device=query.device)
+    if mask.is_floating_point():
+        mask = mask > torch.finfo(mask.dtype).min / 2
+    mask = mask[:, 0] if mask.ndim == 4 else mask[:, None]
+    return mask.bool().expand(batch, count, count)

@@ -1,0 +1,204 @@
+"""What the methods that drop visual tokens inside the LLM share: when tokens leave, and how many."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..tokens import VisualTokens, kept_count
+from .base import Positions, Pruner, Scope, Selection, check_choice
+
+if TYPE_CHECKING:
+    from ..attach import Run
+
+Match = Literal["tokens", "flops"]
+
+ALL_BUT_ROUNDING = 1 - 1e-9
+"""Shares from here on are every token."""
+
+
+@dataclass(frozen=True, eq=False)
+class InsideTokens:
+    """The visual tokens of one image in front of a layer of the LLM, as far as they have come.
+
+    Args:
+        states: floating [n, d], hidden states, the input of the layer.
+        attention: float32 [n], what the last token of the prompt paid to each in the layer before, mean over the
+            heads. Of the images of a prompt, each has its part of the same row.
+        key_norms: float32 [n], L2 norm of each token's keys in the layer before, over all heads.
+        text: floating [m, d], hidden states of the text of the prompt.
+        text_key_norms: float32 [m], of their keys.
+    """
+
+    states: Tensor
+    attention: Tensor
+    key_norms: Tensor
+    text: Tensor
+    text_key_norms: Tensor
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+
+class Everything(Pruner):
+    """Keeps every token."""
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        return Selection(torch.arange(tokens.features.shape[0], device=tokens.features.device))
+
+
+@dataclass
+class DecoderPruner(Pruner):
+    """A method that drops visual tokens between layers of the LLM.
+
+    All visual tokens of an image are ranked together, those that other methods never drop (newline rows) included,
+    and all keep their original positions. What is dropped leaves the computation and the KV cache of the later
+    layers; the logits of dropped tokens are those of a zero state. Tokens are dropped in the call that carries the
+    images, so without a KV cache (`use_cache=False`) every step ranks anew. The last token of the prompt is the first
+    one whose logits are asked for by `logits_to_keep`, so that drafted tokens, or an answer to be scored, have no say.
+
+    Args:
+        keep: float in (0, 1]. Read as `match` says; for the methods that can only keep so few, the smallest that can
+            be reached is named in the error when attaching.
+        match: "tokens" keeps this share of an image's tokens on average over the layers of the LLM; "flops" spends
+            as many FLOPs on them in the LLM's prefill as a method that keeps this share before the LLM
+            (`ImageReport.flops_ratio`).
+        scope, positions: only "image" and "original".
+
+    Raises:
+        TypeError, ValueError: an argument is not one of the values above.
+    """
+
+    scope: Scope = "image"
+    match: Match = "tokens"
+
+    looks: ClassVar[bool] = True
+    """Whether `choose` looks at anything but the hidden states."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, int) and not isinstance(self.keep, bool):
+            raise TypeError(
+                f"keep={self.keep} is a number of tokens; accepted is a float in (0, 1], the share of visual tokens on "
+                f"average over the layers of the LLM; pass for example keep=0.5"
+            )
+        super().__post_init__()
+        accepted: tuple[tuple[str, str, str], ...] = (
+            ("scope", self.scope, "image"),
+            ("positions", self.positions, "original"),
+        )
+        for name, value, only in accepted:
+            check_choice(name, value, get_args({"scope": Scope, "positions": Positions}[name]))
+            if value != only:
+                raise ValueError(
+                    f'{name}="{value}" is for methods before the LLM; inside it, {name} is "{only}"; leave it out'
+                )
+        check_choice("match", self.match, get_args(Match))
+
+    @abstractmethod
+    def profile(self, layers: int, share: float) -> list[float]:
+        """Share of an image's tokens that each layer of an LLM sees; never rising, and rising with `share`.
+
+        Args:
+            layers: of the LLM.
+            share: in [0, 1]; with 1, all of it is 1.
+
+        Raises:
+            ValueError: the settings of the method do not fit an LLM of so many layers.
+        """
+
+    def choose(self, tokens: InsideTokens, k: int) -> Tensor:
+        """Choose k >= 1 of the tokens: int64 [k], distinct indices, in any order."""
+        return tokens.attention.sort(descending=True, stable=True).indices[:k]
+
+    def schedule(self, layers: int, pair_cost: float = 0.0) -> list[float]:
+        """Share of an image's tokens that each layer sees so that it comes to `keep`.
+
+        Args:
+            layers: of the LLM.
+            pair_cost: cost of attention over all pairs of the image's tokens, as a share of the cost of everything
+                else in a layer. Only read for match="flops".
+
+        Raises:
+            ValueError: `keep` cannot be reached; names the smallest that can.
+        """
+        pair_cost = pair_cost if self.match == "flops" else 0.0
+        if self.keep >= ALL_BUT_ROUNDING:
+            return [1.0] * layers
+        wanted = cost(self.keep, pair_cost)
+        least = mean_cost(self.profile(layers, 0.0), pair_cost)
+        if wanted < least - 1e-9:
+            raise ValueError(
+                f"{type(self).__name__}(keep={self.keep}) drops too late for that in an LLM of {layers} layers: the "
+                f"smallest keep is {keep_of(least, pair_cost):.4g}; pass that or more, or drop from an earlier layer"
+            )
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean_cost(self.profile(layers, middle), pair_cost) < wanted else (low, middle)
+        return self.profile(layers, high)
+
+    def counts(self, tokens: int, layers: int, pair_cost: float = 0.0) -> list[int]:
+        """How many of an image's tokens each layer sees."""
+        return [kept_count(tokens, share) if share > 1e-9 else 0 for share in self.schedule(layers, pair_cost)]
+
+    @property
+    def before_llm(self) -> Pruner:
+        """Everything reaches the LLM."""
+        return Everything(1.0)
+
+    def select(self, tokens: VisualTokens | Tensor) -> Selection:
+        """Impossible: raises TypeError."""
+        raise TypeError(
+            f"{type(self).__name__} chooses tokens by what the LLM makes of them, so features alone say nothing; "
+            f"attach it to a model: with {type(self).__name__}(keep={self.keep})(model): model.generate(...)"
+        )
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        return self.select(tokens)
+
+    def hooks(self, run: Run) -> list[RemovableHandle]:
+        from ..attach.decoder import DecoderRun
+
+        return DecoderRun(self, run).handles
+
+
+def cost(share: float, pair_cost: float) -> float:
+    """What a layer costs that sees this share of the tokens, as a multiple of all that is linear in them."""
+    return share + pair_cost * share**2
+
+
+def mean_cost(shares: Sequence[float], pair_cost: float) -> float:
+    """Mean over the layers."""
+    return sum(cost(share, pair_cost) for share in shares) / len(shares)
+
+
+def keep_of(wanted: float, pair_cost: float) -> float:
+    """The share that costs this much: the inverse of `cost`."""
+    if pair_cost == 0:
+        return wanted
+    return 2 * wanted / (1 + math.sqrt(1 + 4 * pair_cost * wanted))
+
+
+def check_layer(method: str, layer: int, layers: int) -> None:
+    """Raise ValueError unless an LLM of so many layers has a layer of this index."""
+    if layer >= layers:
+        raise ValueError(
+            f"{method}(layer={layer}) never drops a token in an LLM of {layers} layers; accepted is 1 to {layers - 1}; "
+            f"the papers use 2"
+        )
+
+
+def check_count(name: str, value: object, least: int, default: int) -> None:
+    """Raise TypeError or ValueError unless the argument called `name` is an int >= `least`."""
+    accepted = f"accepted is an int >= {least}; leave it out for {default}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {accepted}")
+    if value < least:
+        raise ValueError(f"{name}={value} is too small; {accepted}")

@@ -1,0 +1,214 @@
+"""ToMe: merge the tokens that are most alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+from torch.utils.hooks import RemovableHandle
+
+from ..tokens import VisualTokens
+from .base import Pruner, Selection, check_choice
+
+if TYPE_CHECKING:
+    from ..attach import Run
+
+Where = Literal["vision", "tokens"]
+
+
+@dataclass
+class ToMe(Pruner):
+    """Merge the tokens that are most alike, step by step, into averages weighted by the tokens they stand for.
+
+    Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461. A merged token takes the place
+    and the position of the token it was merged into; a class token is never merged.
+
+    "vision", as in the paper: in every layer of the vision tower, between attention and MLP, by the keys of that
+    attention averaged over its heads; attention counts a merged token as often as the tokens it stands for. The
+    tower's later layers, the projector and the LLM all see fewer tokens. As many are merged in one layer as in
+    the other, so that exactly the ratio of every tile is left. Where padding is cut off a tile afterwards, as by
+    LLaVA-NeXT, what was merged into the padding is cut off with it, and the share of the rest that is kept varies
+    from image to image: the report has the number.
+
+    "tokens": on the projector's output, by the features themselves, in rounds that each merge at most half. The
+    averages are computed without gradient.
+
+    Args:
+        keep, scope, positions: see `Pruner`. In the tower every tile is merged by itself: scope is "view", and
+            models that cut an image into tiles take a ratio.
+        where: "vision" or "tokens".
+
+    Raises:
+        TypeError, ValueError: an argument is not one of the values above.
+    """
+
+    where: Where = "vision"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("where", self.where, get_args(Where))
+        if self.where == "vision" and self.scope == "image":
+            raise ValueError(
+                'scope="image" with where="vision": the vision tower sees one tile at a time, so tokens of different '
+                'views are never merged; accepted is scope="view"; for one budget per image pass where="tokens"'
+            )
+
+    def select(self, tokens: VisualTokens | Tensor) -> Selection:
+        """Merge the tokens; with where="vision", the tower has done so and the tokens it merged away are NaN.
+
+        Args:
+            tokens: the visual tokens of one image or a batch, or floating [N, d]: one image, one view.
+
+        Returns:
+            The rows that others were merged into or that stayed alone, and all fixed rows; with where="tokens"
+            exactly `kept_count` rows of every view, and their averages.
+
+        Raises:
+            NonFiniteFeatures: some features are NaN or Inf; names the image.
+            TypeError, ValueError: features are not floating point or not 2-D; with where="vision", they were
+                encoded without this method.
+        """
+        if self.where == "tokens":
+            return super().select(tokens)
+        if isinstance(tokens, Tensor):
+            tokens = VisualTokens.of(tokens)
+        gone = tokens.features.isnan().all(-1)
+        features = tokens.features.masked_fill(gone[:, None], 0)
+        return super().select(replace(tokens, features=features, beside={**tokens.beside, "gone": gone}))
+
+    def hooks(self, run: Run) -> list[RemovableHandle]:
+        """With where="vision", what merges in the tower of `run.model`.
+
+        Raises:
+            UnsupportedModel: the family's tower or projector needs all tokens, or with where="tokens" its LLM gets
+                others than the encoder's.
+            ValueError: fewer tokens than `keep` leaves cannot be reached in that many layers, or `keep` is a number
+                of tokens and the model cuts an image into tiles.
+        """
+        from ..attach.merging import check_merged_features, merge_in_tower
+
+        if self.where == "tokens":
+            check_merged_features(run.model)
+            return []
+        return merge_in_tower(run.model, self.keep)
+
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        return _merged_before(tokens, counts) if self.where == "vision" else _merge(tokens, counts)
+
+
+class Matching(NamedTuple):
+    """Which tokens of [B, N] are merged. The even ones are the first set, the odd ones the second.
+
+    Args:
+        alone: int64 [B, a - r, 1], tokens of the first set that stay.
+        merged: int64 [B, r, 1], tokens of the first set that go.
+        into: int64 [B, r], the places in the second set of the tokens that they are merged into.
+    """
+
+    alone: Tensor
+    merged: Tensor
+    into: Tensor
+
+    def left(self, values: Tensor) -> Tensor:
+        """[B, N, d] -> [B, N - r, d]: the values of the tokens that are left, the first set before the second."""
+        return torch.cat([values.take_along_dim(self.alone, 1), values[:, 1::2]], dim=1)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The same, with the values of the merged tokens added to those of the tokens they were merged into."""
+        second = values[:, 1::2]
+        pairs = one_hot(self.into, second.shape[1]).to(values.dtype)
+        second = second + pairs.mT @ values.take_along_dim(self.merged, 1)
+        return torch.cat([values.take_along_dim(self.alone, 1), second], dim=1)
+
+
+@torch.no_grad()
+def match(metric: Tensor, merges: int, class_token: bool = False) -> Matching:
+    """Bipartite soft matching: every even token has an edge to the odd one it is most like; the best edges count.
+
+    Likeness is cosine similarity; ties go to the lower index.
+
+    Args:
+        metric: floating [B, N, d], what the tokens are compared by.
+        merges: r, at most half of the tokens without the class token.
+        class_token: whether the first token is one, which is never merged.
+    """
+    with torch.autocast(metric.device.type, enabled=False):
+        directions = normalize(metric.float(), dim=-1)
+        similarity = directions[:, ::2] @ directions[:, 1::2].mT
+    if class_token:
+        similarity[:, 0] = -torch.inf
+    best = similarity.max(-1)
+    order = best.values.sort(descending=True, stable=True).indices
+    merged, alone = order[:, :merges], order[:, merges:].sort(-1).values
+    return Matching(2 * alone[..., None], 2 * merged[..., None], best.indices.gather(1, merged))
+
+
+def average(features: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
+    """Merge tokens into averages weighted by size, in float32.
+
+    Args:
+        features: floating [B, N, d].
+        sizes: float32 [B, N, 1], how many tokens each stands for.
+
+    Returns:
+        The same of the tokens that are left: [B, N - r, d] in the features' dtype, and [B, N - r, 1].
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        total = matching.total(sizes)
+        return (matching.total(features.float() * sizes) / total).to(features.dtype), total
+
+
+def schedule(n: int, k: int, layers: int) -> list[int]:
+    """How many of n tokens are left after each layer, so that k are left after the last.
+
+    Every layer merges as many, give or take one, unless the last ones would have to merge more than half.
+
+    Raises:
+        ValueError: k cannot be reached by halving n in that many layers.
+    """
+    if n > k << layers:
+        raise ValueError(
+            f"{k} of {n} tokens cannot be left after {layers} layers that merge at most half each; accepted is a keep "
+            f'that leaves {-(-n >> layers)} or more; pass a larger one, or where="tokens"'
+        )
+    counts = []
+    for after in reversed(range(layers)):
+        n = min(n - (n - k) // (after + 1), k << after)
+        counts.append(n)
+    return counts
+
+
+def _merge(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+    """Merge within every view until counts[i] tokens are left."""
+    kept, features = tokens.fixed, tokens.features.clone()
+    for view, k in zip(tokens.views, counts, strict=True):
+        if k == 0:
+            continue
+        own, rows = tokens.features[None, view.rows].float(), view.rows[None, :, None]
+        sizes = torch.ones_like(own[..., :1])
+        while (n := rows.shape[1]) > k:
+            matching = match(own, min(n // 2, n - k))
+            own, sizes = average(own, sizes, matching)
+            rows = matching.left(rows)
+        kept[rows] = True
+        features[rows[0, :, 0]] = own[0].to(features.dtype)
+    return Selection(kept.nonzero().squeeze(1), features=features[kept])
+
+
+def _merged_before(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+    """What the tower left; the first view of an image is a whole tile, which must have its number."""
+    left = ~tokens.beside["gone"]
+    checked: set[int] = set()
+    for view, k in zip(tokens.views, counts, strict=True):
+        if view.image not in checked and (found := int(left[view.rows].sum())) != k:
+            raise ValueError(
+                f'image {view.image} has {found} of its {len(view)} visual tokens left, but ToMe(where="vision") '
+                f"leaves {k} of them, inside the vision tower while the model encodes; encode images with this method "
+                f'attached, or pass where="tokens" for features that are made already'
+            )
+        checked.add(view.image)
+    return Selection(left.nonzero().squeeze(1))

@@ -1,0 +1,88 @@
+"""Videos, alone and beside images, against the long way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from decoding import PLACEHOLDERS, beam_search
+from families import FAMILIES, VIDEOS, Family, Media, is_video
+from reference import encode, kept_prompts, kept_rows
+
+from gprune.pruners import GPrune, Uniform
+from gprune.pruners.base import Positions, Scope
+
+STEPS = 4
+SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS, "max_new_tokens": STEPS}
+MIXED: tuple[tuple[Media, ...], ...] = ((), ((4, (30, 18)), (40, 40), (4, (20, 40))), ((20, 40),))
+
+
+@pytest.fixture(params=[family for family in FAMILIES.values() if family.takes_videos], ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("prompts", [VIDEOS, MIXED], ids=["videos", "videos around an image"])
+@pytest.mark.parametrize("scope", ["view", "image"])
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_generation_equals_the_long_way(
+    family: Family, positions: Positions, scope: Scope, prompts: Sequence[Sequence[Media]]
+) -> None:
+    model, inputs = family.model(), family.inputs(prompts)
+    pruner = GPrune(keep=0.4, positions=positions, scope=scope)
+    kept = kept_prompts(family, model, pruner, inputs, prompts)
+    for beams in (1, 2):
+        expected = torch.cat([beam_search(model, prompt, beams, STEPS)[:1] for prompt in kept])
+        with pruner(model):
+            output = model.generate(**inputs, **SETTINGS, num_beams=beams)
+        assert torch.equal(output[:, -STEPS:], expected)
+
+
+@pytest.mark.parametrize("scope", ["view", "image"])
+@pytest.mark.parametrize("keep", [0.4, 7])
+def test_report_of_every_clip(family: Family, keep: float, scope: Scope) -> None:
+    """An int is the number of tokens of a whole clip, or of a whole image; fixed rows come on top."""
+    model, inputs, pruner = family.model(), family.inputs(MIXED), GPrune(keep=keep, scope=scope)
+    with pruner(model) as run:
+        model(**inputs)
+    media = [one for prompt in MIXED for one in prompt]
+    reports = {True: iter(run.videos), False: iter(run.images)}
+    assert [len(run.videos), len(run.images)] == [2, 2]
+    for features, one in zip(encode(model, inputs, MIXED), media, strict=True):
+        report = next(reports[is_video(one)])
+        count, views = family.layout(one)
+        assert torch.equal(report.kept, kept_rows(family, pruner, features, one))
+        assert report.n_before == count
+        assert report.grid == tuple(grid for _, grid in views)
+        assert [view.rows.tolist() for view in report.views] == [rows for rows, _ in views]
+        fixed = count - sum(len(rows) for rows, _ in views)
+        assert report.n_after - fixed == (7 if keep == 7 else pytest.approx(0.4 * (count - fixed), abs=len(views)))
+
+
+def test_video_goes_on_in_a_second_turn(family: Family) -> None:
+    model, pruner = family.model(), Uniform(keep=0.4)
+    prompts = VIDEOS[:1]
+    inputs = family.inputs(prompts)
+    kept = kept_prompts(family, model, pruner, inputs, prompts)[0]
+    with pruner(model):
+        turn = model.generate(**inputs, **SETTINGS, return_dict_in_generate=True)
+        ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 9]])], dim=1)
+        output = model.generate(ids, past_key_values=turn.past_key_values, **SETTINGS)
+    for token in ids[0, inputs["input_ids"].shape[1] :]:
+        kept = kept.followed_by(model, token)
+    assert torch.equal(output[:, -STEPS:], beam_search(model, kept, 1, STEPS))
+
+
+@pytest.mark.parametrize("name", ["glm4v", "internvl"])
+def test_videos_of_families_without_a_layout_for_them(name: str) -> None:
+    model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs()
+    with Uniform(keep=0.4)(model), pytest.raises(ValueError, match=rf"video.*{name}.*detach"):
+        model(**inputs, pixel_values_videos=inputs["pixel_values"])

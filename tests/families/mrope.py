@@ -1,0 +1,138 @@
+"""Families that number text, time, height and width each on its own axis of the position ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from .base import Family, Layout, Media, Size, Text, Video
+from .grids import MERGE, PATCH, Grid
+from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, VIDEO, text
+
+FRAMES = 2
+"""Frames that one token of a video shows."""
+
+
+class MRope(Grid):
+    """Pixels come as flat patches."""
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(1, size)
+        return {"pixel_values": _patches(grid, generator), "image_grid_thw": grid}
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO)}
+
+    def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
+        order = super().positions(model, prompt)
+        shown = {name: grid for name, grid in prompt.items() if name.endswith("_grid_thw")}
+        types = prompt["mm_token_type_ids"]
+        axes = model.base_model.get_rope_index(prompt["input_ids"], mm_token_type_ids=types, **shown)[0]
+        return torch.cat([order[None], axes])
+
+
+class Qwen2VL(MRope):
+    """The frames of a video follow each other without text between them."""
+
+    takes_videos = True
+
+    def video_layout(self, video: Video) -> Layout:
+        return self.frames_layout(math.ceil(video[0] / FRAMES), video[1])
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(math.ceil(video[0] / FRAMES), video[1])
+        return {"pixel_values_videos": _patches(grid, generator), "video_grid_thw": grid}
+
+
+class Qwen3VL(Qwen2VL):
+    """A time stamp stands before every frame; features of inner layers of the vision tower may go to the LLM too."""
+
+    def video_ids(self, video: Video, text: Text) -> list[int]:
+        views = self.layout(video)[1]
+        frames = [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
+        return [*self.before, *frames, *self.after]
+
+    def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
+        def level(index: int) -> Tensor:
+            features = self._read_encoders(model, inputs, images, lambda output: output.deepstack_features[index])
+            return torch.cat(features)
+
+        levels = len(self.settings["vision_config"].get("deepstack_visual_indexes", ()))
+        return [level(index) for index in range(levels)] if any(images) else []
+
+
+def _patches(grid: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(int(grid.prod()), 3 * FRAMES * PATCH**2, generator=generator)
+
+
+def _settings(text_config: dict[str, Any], **vision_config: Any) -> dict[str, Any]:
+    tower = {
+        "depth": 2,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": FRAMES,
+        **vision_config,
+    }
+    return {"text_config": text_config, "vision_config": tower, **IMAGE_AND_VIDEO}
+
+
+def _rope(*sections: int, **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [*sections], **settings}}
+
+
+QWEN = {"vision_start_token_id": BEGIN, "vision_end_token_id": END}
+QWEN3 = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+GLM = {
+    **_settings(text("glm4v_text", **_rope(1, 1, 2, partial_rotary_factor=1.0)), image_size=32),
+    "image_start_token_id": BEGIN,
+    "image_end_token_id": END,
+    "video_start_token_id": LINE,
+    "video_end_token_id": BREAK,
+}
+AROUND = (BEGIN,), (END,)
+
+MROPE: tuple[Family, ...] = (
+    Qwen2VL(
+        "qwen2_vl",
+        _settings(text("qwen2_vl_text", **_rope(1, 1, 2)), embed_dim=16, hidden_size=32, mlp_ratio=2) | QWEN,
+        *AROUND,
+    ),
+    Qwen2VL(
+        "qwen2_5_vl",
+        _settings(text("qwen2_5_vl_text", **_rope(1, 1, 2)), window_size=16, fullatt_block_indexes=[1]) | QWEN,
+        *AROUND,
+    ),
+    Qwen3VL("qwen3_vl", _settings(text("qwen3_vl_text", **_rope(2, 1, 1)), **QWEN3) | QWEN, *AROUND),
+    Qwen3VL(
+        "qwen3_vl_moe",
+        _settings(text("qwen3_vl_moe_text", num_hidden_layers=3, **EXPERTS, **_rope(2, 1, 1)), **QWEN3) | QWEN,
+        *AROUND,
+    ),
+    Qwen3VL(
+        "qwen3_5",
+        _settings(
+            text("qwen3_5_text", **LINEAR, **_rope(1, 1, 0, partial_rotary_factor=0.5)), num_position_embeddings=64
+        )
+        | QWEN,
+        *AROUND,
+        spread=0.08,
+    ),
+    MRope("glm4v", GLM, *AROUND),
+    MRope("glm46v", GLM, *AROUND),
+)

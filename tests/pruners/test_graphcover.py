@@ -1,0 +1,189 @@
+"""GraphCover: what it keeps is what plain greedy keeps, near the best there is, and of every region first one token."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gprune import GPrune, GraphCover, View, VisualTokens
+from gprune.cli.options import read_pruners
+from gprune.graph import cosine_graph
+from gprune.pruners.graphcover import greedy_cover
+
+
+def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
+
+
+def clustered(n: int, seed: int = 0) -> Tensor:
+    """Tokens scattered closely about a few directions."""
+    centres = features(4, seed=seed + 100)
+    return centres[torch.arange(n) ** 2 % 4] + 0.05 * features(n, seed=seed)
+
+
+def similarities(tokens: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """s(i, j), float64 [N, N], and |x_i|, float64 [N]."""
+    x = tokens.double().numpy()
+    lengths = np.linalg.norm(x, axis=1)
+    return np.exp((x @ x.T / np.outer(lengths, lengths) - 1) / temperature), lengths
+
+
+def value(similarity: np.ndarray, weights: np.ndarray, rows: list[int] | tuple[int, ...]) -> float:
+    """f of a set, as defined."""
+    return float(sum(w * max((s[j] for j in rows), default=0.0) for s, w in zip(similarity, weights, strict=True)))
+
+
+def greedy(similarity: np.ndarray, weights: np.ndarray, k: int) -> list[int]:
+    """Try every token at every step."""
+    chosen: list[int] = []
+    while len(chosen) < k:
+        others = [j for j in range(len(weights)) if j not in chosen]
+        values = [value(similarity, weights, [*chosen, j]) for j in others]
+        chosen.append(others[int(np.argmax(values))])
+    return chosen
+
+
+def kept(tokens: Tensor, k: int, temperature: float = 0.1) -> list[int]:
+    return GraphCover(k, temperature=temperature).select(tokens).kept.tolist()
+
+
+@pytest.mark.parametrize("make", [features, clustered])
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_step_is_the_best_there_is(make, temperature, seed):
+    tokens = make(24, seed=seed)
+    expected = greedy(*similarities(tokens, temperature), 24)
+    for k in range(1, 25):
+        assert kept(tokens, k, temperature) == sorted(expected[:k])
+
+
+def test_many_steps_leave_no_error_behind():
+    """What every token would add is counted anew at every step; in float32 the sums would differ too much."""
+    tokens = torch.cat([clustered(200), features(100)])
+    similarity = cosine_graph(tokens[None], -1, 0.1).weights[0]
+    weights = tokens.norm(dim=-1)
+    s, covered, expected = similarity.double(), torch.zeros(300, dtype=torch.float64), []
+    for _ in range(300):
+        gains = weights.double() @ (s - covered[:, None]).clamp(min=0)
+        gains[expected] = -1
+        expected.append(int(gains.argmax()))
+        covered = torch.maximum(covered, s[:, expected[-1]])
+    assert greedy_cover(similarity, weights, 300).tolist() == expected
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 9), st.integers(0, 1000), st.sampled_from([0.05, 0.3, 2.0]), st.data())
+def test_greedy_is_within_the_bound_of_the_best_set(n, seed, temperature, data):
+    k = data.draw(st.integers(1, n))
+    tokens = features(n, d=3, seed=seed)
+    similarity, weights = similarities(tokens, temperature)
+    best = max(value(similarity, weights, rows) for rows in combinations(range(n), k))
+    assert value(similarity, weights, kept(tokens, k, temperature)) >= (1 - 1 / math.e) * best
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 12), st.data())
+def test_any_symmetric_similarity_with_any_weights(n, data):
+    """Sixteenths add up without rounding, so that every tie is a tie: the lower index comes first."""
+    sixteenths = st.integers(0, 16).map(lambda value: value / 16)
+    square = data.draw(st.lists(sixteenths, min_size=n * n, max_size=n * n))
+    weights = np.array(data.draw(st.lists(sixteenths, min_size=n, max_size=n)))
+    similarity = np.array(square).reshape(n, n)
+    similarity = np.maximum(similarity, similarity.T)
+    chosen = greedy_cover(torch.tensor(similarity), torch.tensor(weights), n).tolist()
+    assert chosen == greedy(similarity, weights, n)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(0, 100), st.data())
+def test_exactly_k_and_all_that_a_smaller_k_keeps(n, seed, data):
+    k = data.draw(st.integers(1, n))
+    many = kept(features(n, seed=seed), k)
+    assert len(set(many)) == k
+    assert set(kept(features(n, seed=seed), max(1, k - 1))) <= set(many)
+
+
+@settings(max_examples=40)
+@given(st.permutations(range(24)), st.integers(1, 24))
+def test_the_order_of_the_tokens_does_not_matter(order, k):
+    tokens = features(24)
+    assert sorted(order[i] for i in kept(tokens[list(order)], k)) == kept(tokens, k)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_every_region_is_represented_before_any_has_two(axes):
+    """The largest first, and of equals the first."""
+    tokens = torch.eye(6)[axes]
+    firsts = {axis: axes.index(axis) for axis in axes}
+    by_size = sorted(firsts.values(), key=lambda i: (-axes.count(axes[i]), i))
+    for k in range(1, len(by_size) + 1):
+        assert kept(tokens, k) == sorted(by_size[:k])
+    others = [i for i in range(len(axes)) if i not in by_size]
+    assert kept(tokens, len(axes)) == list(range(len(axes)))
+    if others:
+        assert kept(tokens, len(by_size) + 1) == sorted([*by_size, others[0]])
+
+
+def test_long_tokens_count_for_more():
+    tokens = torch.eye(3)[[0, 0, 0, 1, 2]] * torch.tensor([1.0, 1, 1, 5, 4])[:, None]
+    assert [kept(tokens, k) for k in (1, 2, 3)] == [[3], [3, 4], [0, 3, 4]]
+
+
+def test_a_region_that_gprune_loses_keeps_its_representative():
+    """Three equal tokens of one region, longer than the two of the other, fill G-Prune's budget of two."""
+    tokens = torch.eye(2)[[0, 0, 0, 1, 1]] * torch.tensor([3.0, 3, 3, 1, 1])[:, None]
+    assert GPrune(2).select(tokens).kept.tolist() == [0, 1]
+    assert kept(tokens, 2) == [0, 3]
+
+
+@pytest.mark.parametrize("tokens", [torch.eye(9), torch.ones(9, 4), torch.zeros(9, 4)], ids=["apart", "equal", "zero"])
+def test_tokens_that_say_equally_much_go_by_index(tokens):
+    assert kept(tokens, 4) == [0, 1, 2, 3]
+
+
+def test_one_token():
+    assert kept(torch.tensor([[0.5, 2]]), 1) == [0]
+
+
+def test_views_are_covered_apart_and_fixed_rows_count_for_nothing():
+    tokens = features(41)
+    views = (View(torch.arange(16), (4, 4)), View(torch.arange(17, 41)))
+    chosen = GraphCover(0.25).select(VisualTokens(tokens, views, (41,))).kept.tolist()
+    first, second = (greedy(*similarities(tokens[view.rows], 0.1), k) for view, k in zip(views, (4, 6), strict=True))
+    assert chosen == [*sorted(first), 16, *sorted(17 + i for i in second)]
+
+
+def test_autocast_changes_nothing():
+    tokens = features(60)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = kept(tokens, 20)
+    assert inside == kept(tokens, 20)
+
+
+def test_settings_on_the_command_line():
+    assert read_pruners("graphcover:temperature=0.2,divprune", "0.3")[0][1] == GraphCover(0.3, temperature=0.2)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "error", "message"),
+    [
+        (0, ValueError, "temperature=0; accepted is a finite number > 0; leave it out for 0.1"),
+        (-1.0, ValueError, "temperature=-1.0; accepted is a finite number > 0"),
+        (math.inf, ValueError, "temperature=inf; accepted is a finite number > 0"),
+        (math.nan, ValueError, "temperature=nan; accepted is a finite number > 0"),
+        ("0.1", TypeError, "temperature='0.1' is a str; accepted is a finite number > 0"),
+        (True, TypeError, "temperature=True is a bool; accepted is a finite number > 0"),
+    ],
+)
+def test_bad_temperatures_are_refused(temperature, error, message):
+    with pytest.raises(error, match=message):
+        GraphCover(0.3, temperature=temperature)

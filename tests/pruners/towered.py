@@ -1,0 +1,53 @@
+"""Visual tokens with what a vision tower and a prompt would tell of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gprune import View, VisualTokens
+
+
+def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    """Tokens that lean to one side, so that their cosines are not about 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
+
+
+def clustered(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    """Tokens scattered closely about a few directions."""
+    return features(4, d, seed + 100)[torch.arange(n) ** 2 % 4] + 0.05 * features(n, d, seed)
+
+
+def known(tokens: Tensor, seed: int = 0, views: tuple[View, ...] | None = None) -> VisualTokens:
+    """One image with random attention, keys and question; NaN on fixed rows."""
+    count, width = tokens.shape
+    generator = torch.Generator().manual_seed(seed + 1000)
+    attention = torch.rand(count, generator=generator)
+    keys = torch.randn(count, 6, generator=generator) + torch.randn(6, generator=generator)
+    question = torch.randn(5, width, generator=generator)
+    views = views or (View(torch.arange(count)),)
+    image = VisualTokens(tokens, views, (count,))
+    attention[image.fixed], keys[image.fixed] = torch.nan, torch.nan
+    return VisualTokens(tokens, views, (count,), {"attention": attention, "keys": keys}, (question,))
+
+
+def two_views(seed: int = 0) -> VisualTokens:
+    """A view of 16 tokens, a fixed row, a view of 24."""
+    return known(features(41, seed=seed), seed, (View(torch.arange(16), (4, 4)), View(torch.arange(17, 41), (4, 6))))
+
+
+def view_of(tokens: VisualTokens, number: int) -> VisualTokens:
+    """One of its views as an image of its own."""
+    rows = tokens.views[number].rows
+    beside = {name: values[rows] for name, values in tokens.beside.items()}
+    view = View(torch.arange(len(rows)), tokens.views[number].grid)
+    return VisualTokens(tokens.features[rows], (view,), (len(rows),), beside, tokens.questions)
+
+
+def cosines(values: Tensor) -> np.ndarray:
+    """Of every pair: float64 [N, N]."""
+    x = values.double().numpy()
+    lengths = np.linalg.norm(x, axis=1)
+    return x @ x.T / np.outer(lengths, lengths)

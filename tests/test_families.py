@@ -1,0 +1,82 @@
+"""Prompts of the matrix against the processors of transformers."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from families import FAMILIES, IMAGE, Size
+from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
+
+WORDS = {
+    **{"[begin]": BEGIN, "[image]": IMAGE, "[break]": BREAK, "[end]": END, "[tag]": TAG, "[global]": GLOBAL},
+    **{"<|image_start|>": BEGIN, "<|patch|>": IMAGE, "<|tile_x_separator|>": BREAK, "<|tile_y_separator|>": LINE},
+    **{"<|image|>": GLOBAL, "<|image_end|>": END, "\n": LINE},
+    **{"<low_res_im_start>": TAG, "<im_start>": BEGIN, "<im_patch>": IMAGE, "<im_col>": BREAK, "<im_end>": END},
+    **{f"[tag]_{tile}": TAG for tile in range(1, 10)},
+    **{f"<row_{row + 1}_col_{column + 1}>": 10 + 6 * row + column for row in range(3) for column in range(3)},
+    **{f"<|img_row_{row + 1}_col_{column + 1}|>": 10 + 6 * row + column for row in range(3) for column in range(3)},
+}
+"""Token ids of the matrix for the words that processors write."""
+
+SPELLED = SimpleNamespace(
+    **dict.fromkeys(("start_of_img_token", "boi_token", "start_image_token", "fake_image_token"), "[begin]"),
+    **dict.fromkeys(("end_of_img_token", "eoi_token", "end_image_token", "image_end_token"), "[end]"),
+    **dict.fromkeys(("img_patch_token", "image_token"), "[image]"),
+    **dict.fromkeys(("tile_global_token", "global_image_tag", "global_image_token"), "[global]"),
+    **dict.fromkeys(("tile_token", "image_thumbnail_token"), "[tag]"),
+    **dict.fromkeys(("image_seq_len", "image_seq_length"), 9),
+    image_start_token="[begin]",
+    img_line_break_token="\n",
+    img_size=3,
+    patch_size=1,
+    image_use_col_tokens=True,
+    use_single_crop_col_tokens=None,
+    use_single_crop_start_token=True,
+)
+"""What a processor finds its tokens called, and how many of them it finds."""
+
+PROCESSORS = {
+    "idefics3": "Idefics3",
+    "smolvlm": "SmolVLM",
+    "internvl": "InternVL",
+    "aya_vision": "AyaVision",
+    "cohere2_vision": "Cohere2Vision",
+    "llama4": "Llama4",
+    "lfm2_vl": "Lfm2Vl",
+    "gemma4": "Gemma4",
+    "molmo2": "Molmo2",
+}
+
+
+def written(family: Any, size: Size) -> str:
+    """What the family's processor puts in the place of an image, its tokens spelled as above."""
+    name = family.name
+    module = pytest.importorskip(f"transformers.models.{name}.processing_{name}")
+    processor = getattr(module, f"{PROCESSORS[name]}Processor")
+    count, views = family.layout(size)
+    if name == "llama4":
+        return processor._prompt_split_image(SPELLED, family.tiles(size), 9)
+    if name == "lfm2_vl":
+        return processor._build_image_tokens(SPELLED, *family.tiles(size), 9, len(views[-1][0]), True, True)
+    spelled = SimpleNamespace(**vars(SPELLED))
+    found: dict[str, Any] = {"num_patches": [len(views)], "num_soft_tokens_per_image": [count]}
+    if name == "molmo2":
+        found["image_grids"] = [[*views[0][1], *views[1][1]]]
+    if name in ("idefics3", "smolvlm"):
+        rows, columns = family.tiles(size) if len(views) > 1 else (0, 0)
+        found |= {"rows": [[rows]], "cols": [[columns]]}
+    if name == "cohere2_vision":
+        spelled.patch_size = 3
+    return processor.replace_image_token(spelled, found, 0)
+
+
+@pytest.mark.parametrize("size", [(20, 40), (40, 40), (30, 18), (90, 70)])
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name in FAMILIES])
+def test_images_stand_in_prompts_as_the_processors_write_them(name: str, size: Size) -> None:
+    text = written(FAMILIES[name], size)
+    words = re.findall("|".join(map(re.escape, sorted(WORDS, key=len, reverse=True))), text)
+    assert "".join(words) == text
+    assert [WORDS[word] for word in words] == FAMILIES[name].image_ids(size, lambda count: [])
