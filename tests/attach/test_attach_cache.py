@@ -68,8 +68,7 @@ def types_of(inputs: Inputs, length: int) -> dict[str, Tensor]:
     return {name: torch.nn.functional.pad(value, (0, length - value.shape[1])) for name, value in types.items()}
 
 
-@pytest.mark.parametrize("length", [5, 60])
-@pytest.mark.parametrize("cache", ["returned", "copied", "static"])
+@pytest.mark.parametrize(("cache", "length"), [("returned", 60), ("copied", 5), ("static", 60)])
 @pytest.mark.parametrize(("name", "positions"), CASES)
 def test_second_turn_on_a_pruned_cache(name: str, positions: Positions, cache: str, length: int) -> None:
     """Whatever of the first prompt the caller repeats: only ids, the kinds of tokens too, or the grids as well."""

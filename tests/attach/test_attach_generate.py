@@ -9,7 +9,7 @@ import pytest
 import torch
 from decoding import PLACEHOLDERS, beam_search, next_scores, sample
 from families import BATCH, FAMILIES, IMAGE, Inputs, prompt_of
-from reference import kept_prompts
+from reference import kept_prompts, text_logits
 from torch import Tensor
 
 from gprune.pruners import GPrune
@@ -61,6 +61,18 @@ def test_modes_equal_the_long_way(name: str, positions: Positions, mode: str) ->
     assert torch.equal(output[:, length:], expected)
     assert torch.equal(output[:, :length], inputs["input_ids"].repeat_interleave(repeats, 0))
     assert len(run.images) == 3
+
+
+@pytest.mark.parametrize(("name", "positions"), CASES)
+def test_one_prompt_without_padding_and_without_a_cache(name: str, positions: Positions) -> None:
+    """Where gaps in the position ids of a call without a mask would be the ends of packed sequences."""
+    family, pruner = FAMILIES[name], GPrune(keep=0.4, positions=positions)
+    model, prompt = family.model(), prompt_of(family.inputs(), 1)
+    expected = text_logits(model, kept_prompts(family, model, pruner, prompt, BATCH[1:2])[0])
+    del prompt["attention_mask"]
+    with pruner(model):
+        logits = model(**prompt, use_cache=False).logits[0]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
 def test_features_that_stock_does_not_repeat_for_beams() -> None:

@@ -152,11 +152,33 @@ def test_choose_that_returns_something_else() -> None:
         def choose(self, tokens: Any, k: int) -> torch.Tensor:
             return torch.zeros(k, dtype=torch.long)
 
-    with (
-        Greedy(keep=0.7)(FAMILY.model()),
-        pytest.raises(ValueError, match=r"Greedy.choose.*exactly k=20, all different"),
-    ):
-        FAMILY.model()(**FAMILY.inputs())
+    model, inputs = FAMILY.model(), FAMILY.inputs()
+    text = prompt_of(inputs, 2)
+    stock = model.model(**text).last_hidden_state
+    with Greedy(keep=0.7)(model):
+        with pytest.raises(ValueError, match=r"Greedy.choose.*exactly k=20, all different"):
+            model(**inputs)
+        assert torch.equal(model.model(**text).last_hidden_state, stock)  # nothing is left of the call that failed
+
+
+def test_logits_to_keep() -> None:
+    """The first of these columns ranks the visual tokens, unless visual tokens follow it."""
+    model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 1)
+    length = prompt["input_ids"].shape[1]
+    logits: list[torch.Tensor] = []
+    with FastV(keep=0.7)(model) as run:
+
+        def kept(**settings: Any) -> list[list[int]]:
+            logits.append(model(**{**prompt, **settings}).logits)
+            return [image.kept.tolist() for image in run.images]
+
+        last = kept()
+        assert kept(logits_to_keep=1) == kept(logits_to_keep=length) == kept(logits_to_keep=length - 9) == last
+        assert torch.equal(logits[0], logits[2])
+        assert kept(logits_to_keep=4) != last
+        cut = {name: prompt[name][:, :-3] for name in ("input_ids", "attention_mask")}
+        assert kept(**cut) == kept(logits_to_keep=4)
+        torch.testing.assert_close(logits[-1][:, 0], logits[-2][:, -1], **close)
 
 
 def test_half_precision() -> None:
@@ -297,7 +319,7 @@ def test_sampling() -> None:
     assert torch.equal(tokens[:, -5:], torch.stack(expected, 1))
 
 
-@pytest.mark.parametrize("pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75)], ids=str)
+@pytest.mark.parametrize("pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75, pivots=20)], ids=str)
 def test_drafted_tokens_are_taken_and_rolled_back(pruner: Pruner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three drafted tokens the third is always wrong; those of the prefill must not rank the visual tokens."""
     model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 1)
@@ -349,15 +371,16 @@ def test_second_turn_on_the_returned_cache_and_on_a_copy_of_it() -> None:
                 assert torch.equal(second.sequences[0, -4:], tokens)
 
 
-def test_second_image_on_a_pruned_cache() -> None:
+@pytest.mark.parametrize("layer", [1, 2])
+def test_second_image_on_a_pruned_cache(layer: int) -> None:
     """The second prompt's images come one after the other; each is ranked by the last token of its own call."""
     model, inputs = FAMILY.model(), FAMILY.inputs()
     one, two = prompt_of(inputs, 0), prompt_of(inputs, 0)
     (first,) = inside(FAMILY, SHARES["fastv"], one, BATCH[:1])
-    first.logits()
-    with FastV(keep=0.7)(model) as run:
+    with FastV(keep=0.8 if layer == 1 else 0.7, layer=layer)(model) as run:
         cache = model(**one).past_key_values
         kept = run.images[0].kept
+    with FastV(keep=0.7)(model) as run:
         start = one["input_ids"].shape[1]
         output = model(
             input_ids=two["input_ids"],
@@ -367,12 +390,12 @@ def test_second_image_on_a_pruned_cache() -> None:
             past_key_values=cache,
         )
         kept_two = run.images[0].kept
-        step = model(input_ids=torch.tensor([[7]]), past_key_values=output.past_key_values)
+        step = model(input_ids=torch.tensor([[7, 8]]), past_key_values=output.past_key_values)
     visual = (one["input_ids"][0] == IMAGE).nonzero().squeeze(1)
-    gone = torch.zeros(2 * start, dtype=torch.bool)
-    for offset, own in ((0, kept), (start, kept_two)):
-        gone[visual + offset] = True
-        gone[visual[own] + offset] = False
+    gone = torch.zeros(LAYERS, 2 * start, dtype=torch.bool)
+    for offset, own, after in ((0, kept, layer), (start, kept_two, 2)):
+        gone[after:, visual + offset] = True
+        gone[after:, visual[own] + offset] = False
     both = dataclasses.replace(
         first.prompt,
         ids=torch.cat([first.prompt.ids] * 2),
@@ -382,10 +405,10 @@ def test_second_image_on_a_pruned_cache() -> None:
         blocks=torch.cat([first.prompt.blocks] * 2),
         visual=torch.cat([first.prompt.visual] * 2),
     )
-    whole = dataclasses.replace(first, prompt=both, left=[gone & False] * 2 + [gone] * 2)
+    whole = dataclasses.replace(first, prompt=both, left=list(gone))
     torch.testing.assert_close(output.logits[0, -1], whole.logits()[-1], **close)
-    after = whole.followed_by(model, torch.tensor(7))
-    torch.testing.assert_close(step.logits[0, -1], after.logits()[-1], **close)
+    after = whole.followed_by(model, torch.tensor(7)).followed_by(model, torch.tensor(8))
+    torch.testing.assert_close(step.logits[0], after.logits()[-2:], **close)
 
 
 def test_gradient_with_labels() -> None:
@@ -406,7 +429,7 @@ def test_gradient_with_labels() -> None:
             torch.testing.assert_close(output.loss, loss, **close)
             torch.testing.assert_close(torch.autograd.grad(output.loss, weight)[0], expected, **close)
             with pytest.raises(ValueError, match="labels ask for a token that follows a visual token"):
-                model(**inputs, labels=labels.where(~after, inputs["input_ids"]), use_cache=False)
+                model(**inputs, labels=labels.where(~after | visual, inputs["input_ids"]), use_cache=False)
     assert expected.abs().max() > 1e-4
 
 
@@ -552,6 +575,17 @@ def test_cache_that_is_cut_into_its_prompt() -> None:
         cache.crop(-9)
         with pytest.raises(ValueError, match="cropped"):
             model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+
+
+def test_cache_that_is_emptied_and_used_again() -> None:
+    model, inputs = FAMILY.model(), FAMILY.inputs()
+    text = prompt_of(inputs, 2)
+    stock = model.generate(**text, max_new_tokens=3, **GREEDY)
+    with FastV(keep=0.7)(model):
+        cache = model(**prompt_of(inputs, 0)).past_key_values
+        cache.reset()
+        output = model.generate(**text, max_new_tokens=3, past_key_values=cache, **GREEDY)
+    assert all(map(torch.equal, output.logits, stock.logits))
 
 
 def test_gradient_checkpointing() -> None:

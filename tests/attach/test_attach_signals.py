@@ -109,7 +109,23 @@ def test_attention_is_that_of_the_stock_tower(name: str, backend: str) -> None:
         torch.testing.assert_close(beside(encoder_output(model, inputs), "attention"), expected.flatten(), **close)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "mistral3", "lfm2_vl"])
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_keys_are_those_of_the_stock_tower(name: str) -> None:
+    """Of the layer that gives the features, averaged over heads."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), family.inputs()
+    encoder = model.base_model.vision_tower.encoder
+    layer = encoder.layers[0 if name == "llava" else 1].self_attn
+    found: list[Tensor] = []
+    handle = layer.k_proj.register_forward_hook(lambda module, args, output: found.append(output))
+    encoder_output(model, inputs)
+    handle.remove()
+    expected = found[0].unflatten(-1, (layer.num_heads, -1)).mean(-2)[:, 1 if name == "llava" else 0 :]
+    with Curious(1.0)(model):
+        torch.testing.assert_close(beside(encoder_output(model, inputs), "keys"), expected.flatten(0, 1), **close)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "mistral3", "lfm2_vl"])
 def test_images_do_not_see_each_other(name: str) -> None:
     """Where the tower takes images of any shape at once, each is as if it were alone, and padding is nothing."""
     family = FAMILIES[name]

@@ -31,8 +31,7 @@ def no_grad() -> Any:
 
 
 @pytest.mark.parametrize("prompts", [VIDEOS, MIXED], ids=["videos", "videos around an image"])
-@pytest.mark.parametrize("scope", ["view", "image"])
-@pytest.mark.parametrize("positions", ["original", "contiguous"])
+@pytest.mark.parametrize(("positions", "scope"), [("original", "image"), ("contiguous", "view")])
 def test_generation_equals_the_long_way(
     family: Family, positions: Positions, scope: Scope, prompts: Sequence[Sequence[Media]]
 ) -> None:
@@ -65,6 +64,17 @@ def test_report_of_every_clip(family: Family, keep: float, scope: Scope) -> None
         assert [view.rows.tolist() for view in report.views] == [rows for rows, _ in views]
         fixed = count - sum(len(rows) for rows, _ in views)
         assert report.n_after - fixed == (7 if keep == 7 else pytest.approx(0.4 * (count - fixed), abs=len(views)))
+
+
+def test_clip_of_one_frame(family: Family) -> None:
+    model, prompts = family.model(), (((1, (20, 40)),),)
+    inputs = family.inputs(prompts)
+    with Uniform(keep=3)(model) as run:
+        model(**inputs)
+    count, views = family.layout(prompts[0][0])
+    assert len(views) == 1
+    assert [view.rows.tolist() for view in run.videos[0].views] == [rows for rows, _ in views]
+    assert run.videos[0].n_after == 3 + count - len(views[0][0])
 
 
 def test_video_goes_on_in_a_second_turn(family: Family) -> None:

@@ -15,7 +15,19 @@ from gprune.cli.scenes import markdown
 from gprune.scenes.benchmark import examples
 from gprune.scenes.vocabulary import CATEGORIES
 
-KEYS = ["method", "keep", "seed", "category", "accuracy", "n", "visual_tokens", "kept_tokens", "edge_share", "seconds"]
+KEYS = [
+    "method",
+    "keep",
+    "seed",
+    "category",
+    "accuracy",
+    "n",
+    "visual_tokens",
+    "kept_tokens",
+    "flops",
+    "edge_share",
+    "seconds",
+]
 FEW = ("--limit", "7", "--batch-size", "7")
 
 
@@ -41,6 +53,9 @@ def test_json(run: Run) -> None:
         assert row["visual_tokens"] >= row["kept_tokens"] > 0 and 0 <= row["accuracy"] <= 1
         assert (row["edge_share"] is None) == (not row["method"].startswith("gprune"))
         assert (row["kept_tokens"] == row["visual_tokens"]) == (row["method"] == "none")
+        assert row["flops"] > 0
+    spent = {(row["method"], row["keep"]): row["flops"] for row in result.rows}
+    assert spent["random:seed=5", 9] < spent["random:seed=5", 0.3] < spent["none", 1.0]
 
 
 def test_files_and_table_say_the_same(run: Run) -> None:
@@ -63,6 +78,7 @@ def row(method: str, keep: float, category: str, accuracy: float, seed: int | No
         "n": 10,
         "visual_tokens": 200.0,
         "kept_tokens": 200.0 if method == "none" else 61.4,
+        "flops": 2.5e6 if method == "none" else 1.2e9,
         "edge_share": 0.42 if method == "gprune" else None,
         "seconds": 0.1,
     }
@@ -82,17 +98,31 @@ def test_markdown() -> None:
         for category, accuracy in zip(("text", "overall"), accuracies, strict=True)
     ]
     assert markdown(table).split("\n") == [
-        "| method | keep | tokens | text | overall |",
-        "|---|---|---|---|---|",
-        "| none | 1.0 | 200 | 90.0 | 95.0 |",
-        "| gprune | 0.3 | 61 | 50.0 | 75.0 |",
-        "| random | 0.3 | 61 | 20.0 ± 14.1 | 50.0 ± 14.1 |",
-        "| random | 1 | 61 | 0.0 ± 0.0 | 20.0 ± 0.0 |",
+        "| method | keep | tokens | text | overall | MFLOPs | seconds |",
+        "|---|---|---|---|---|---|---|",
+        "| none | 1.0 | 200 | 90.0 | 95.0 | 2 | 0.100 |",
+        "| gprune | 0.3 | 61 | 50.0 | 75.0 | 1,200 | 0.100 |",
+        "| random | 0.3 | 61 | 20.0 ± 14.1 | 50.0 ± 14.1 | 1,200 | 0.100 |",
+        "| random | 1 | 61 | 0.0 ± 0.0 | 20.0 ± 0.0 | 1,200 | 0.100 |",
         "",
         "10 test questions; 200 visual tokens per picture on average. "
+        "FLOPs per picture up to the first token of the answer; seconds per answer, on the machine at hand. "
         "Graph of gprune: 42% of all pairs of tokens are edges.",
         "",
     ]
+    assert markdown(table, ["fastv: no"]).endswith("edges.\n\nLeft out, fastv: no.\n")
+
+
+def test_methods_go_by_the_true_foreground_and_what_is_impossible_is_left_out(run: Run) -> None:
+    result = run("scenes", "--method", "foreground,background,fastv", "--keep", "0.4,0.1", "--json", *FEW)
+    assert result.code == 0
+    runs = {(row["method"], row["keep"]) for row in result.rows}
+    assert runs == {("none", 1.0), ("fastv", 0.4), *((m, k) for m in ("foreground", "background") for k in (0.4, 0.1))}
+    assert "left out, fastv: FastV(keep=0.1) drops too late" in result.err
+    right = {(row["method"], row["category"]): row["accuracy"] for row in result.rows if row["keep"] == 0.4}
+    assert (right["foreground", "text"], right["background", "text"]) == (1, 0)
+    refused = run("scenes", "--method", "fastv", "--keep", "0.1", *FEW)
+    assert (refused.code, refused.out) == (2, "") and "smallest keep" in refused.err
 
 
 def test_one_token_is_not_every_token(run: Run) -> None:

@@ -28,6 +28,7 @@ KEYS = [
     "n",
     "visual_tokens",
     "kept_tokens",
+    "flops",
     "edge_share",
     "seconds",
 ]
@@ -143,7 +144,7 @@ def outcome(category: str, right: bool, kept: int, share: float | None = None) -
 
 
 def test_rows_are_means_per_category_and_over_all() -> None:
-    table = rows("m", 0.3, 4, [outcome("text", True, 30), outcome("text", False, 34), outcome("chart", True, 38)])
+    table = rows("m", 0.3, 4, [outcome("text", True, 30), outcome("text", False, 34), outcome("chart", True, 38)], 5e6)
     assert [list(row) for row in table] == [KEYS] * 3
     assert [row["category"] for row in table] == ["text", "chart", "overall"]
     assert [row["accuracy"] for row in table] == [0.5, 1.0, 0.6667]
@@ -156,5 +157,5 @@ def test_rows_are_means_per_category_and_over_all() -> None:
 
 
 def test_rows_average_the_edge_share() -> None:
-    table = rows("m", 0.3, None, [outcome("text", True, 30, 0.25), outcome("text", True, 30, 0.75)])
+    table = rows("m", 0.3, None, [outcome("text", True, 30, 0.25), outcome("text", True, 30, 0.75)], 5e6)
     assert [row["edge_share"] for row in table] == [0.5, 0.5]

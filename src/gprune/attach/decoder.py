@@ -206,10 +206,10 @@ class DecoderRun:
         copies: dict[int, list[tuple[int, Tensor]]] = {}
         for image, own in zip(batch.images, places.split(sizes), strict=True):
             copies.setdefault(image, []).append((int(own[0, 0]), own[:, 1]))
-        for image in sorted(copies):
-            own = copies[image][0][1]
+        for places_of_one in copies.values():
+            own = places_of_one[0][1]
             counts = self.pruner.counts(len(own), len(self._decoder.layers), self._pair_cost * len(own))
-            yield Image(modality, copies[image], counts, torch.ones_like(own, dtype=torch.bool))
+            yield Image(modality, places_of_one, counts, torch.ones_like(own, dtype=torch.bool))
 
     def _check_call(self, call: dict[str, Any], images: list[Image], cache: Any) -> None:
         method = type(self.pruner).__name__

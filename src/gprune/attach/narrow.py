@@ -108,7 +108,9 @@ def read_layers(cache: Any, cached: int) -> dict[int, Left]:
     Raises:
         ValueError: the cache was cropped into visual tokens of which some were dropped.
     """
-    layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {}) if cached else {}
+    if cache is not None and not cached:
+        vars(cache).pop(ATTRIBUTE, None)  # it was emptied, to be used again
+    layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {})
     own = {id(left): left.cropped(cached) for left in layers.values()}
     return {layer: own[id(left)] for layer, left in layers.items()}
 

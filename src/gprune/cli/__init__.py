@@ -11,6 +11,7 @@ import typer
 
 from .ask import ask
 from .cost import cost
+from .methods import methods
 from .options import WrongInput
 from .scenes import scenes
 from .show import show
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, cost):
+for command in (ask, show, scenes, cost, methods):
     app.command()(command)
 
 

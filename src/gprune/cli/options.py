@@ -25,7 +25,10 @@ Model = Annotated[
 ]
 Methods = Annotated[
     str,
-    typer.Option(help="Methods, comma-separated; settings follow a colon: `gprune:init=ones:similarity=0.7`."),
+    typer.Option(
+        help="Methods, comma-separated, or all; settings follow a colon: `gprune:init=ones:similarity=0.7`. "
+        "A mask is a picture, black outside: `foreground:mask=mask.png`."
+    ),
 ]
 Keeps = Annotated[str, typer.Option(help="Comma-separated: 0.3 is a ratio, 100 a number of tokens per image.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a list of flat rows on standard output, and nothing else.")]
@@ -52,30 +55,51 @@ def read_list(text: str, name: str, read: Callable[[str], T]) -> list[T]:
         raise WrongInput(f"--{name} {text}: {error}; give values separated by commas") from error
 
 
-def read_pruners(methods: str, keeps: str) -> list[tuple[str, Pruner]]:
-    """Every method at every budget, each with its name as it was given: `name` or `name:setting=value:...`."""
+def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list[tuple[str, Pruner]]:
+    """Every method at every budget, each with its name as it was given: `name` or `name:setting=value:...`.
+
+    Args:
+        methods: "all" stands for every method, those that need a mask only if `masks_known`.
+        masks_known: a method that needs a mask may come without: it gets one for each picture later.
+    """
     budgets = read_list(keeps, "keep", _keep)
+    names = read_list(methods, "method", str) if methods != "all" else _every_method(masks_known)
     with checking_input():
-        return [(name, _pruner(name, keep)) for name in read_list(methods, "method", str) for keep in budgets]
+        return [(name, _pruner(name, keep, masks_known)) for name in names for keep in budgets]
+
+
+def _every_method(masks_known: bool) -> list[str]:
+    from ..pruners import PRUNERS
+
+    return [name for name, kind in PRUNERS.items() if masks_known or "place" not in kind.needs]
 
 
 def _keep(text: str) -> Keep:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-def _pruner(text: str, keep: Keep) -> Pruner:
+def _pruner(text: str, keep: Keep, masks_known: bool) -> Pruner:
     from ..pruners import get_pruner
 
     name, *settings = text.split(":")
     kind = get_pruner(name)
     known = [field.name for field in fields(kind) if field.name != "keep"]
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in known or not value:
             raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
-        values[key] = _literal(value)
+        values[key] = _mask(value) if key == "mask" else _literal(value)
     return kind(keep, **values)
+
+
+def _mask(path: str) -> Any:
+    """A picture as a mask: bool [height, width], True where it is not black."""
+    import numpy as np
+
+    from ..images import open_image
+
+    return np.asarray(open_image(Path(path))).any(-1)
 
 
 def _literal(text: str) -> Any:

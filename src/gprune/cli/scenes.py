@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,14 +51,15 @@ def scenes(
     if sample is not None:
         return _write_sample(sample, output, as_json)
     runs: list[tuple[str, Pruner | None]] = [("none", None)]
-    for name, given in read_pruners(method, keep):
+    for name, given in read_pruners(method, keep, masks_known=True):
         runs += [(name, seeded) for seeded in _seeded(given, seeds)]
     files = [] if output is None else _files(output)
     net, processor = load(model)
+    runs, impossible = _possible(net, runs)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..scenes.benchmark import evaluate, examples, rows
+    from ..scenes.benchmark import evaluate, examples, flops, rows
 
     tests = list(examples("test", limit))
     table: list[dict[str, Any]] = []
@@ -75,35 +77,64 @@ def scenes(
                 batch_size=batch_size,
                 progress=lambda done: progress.advance(task, done),
             )
-            table += rows(name, ratio, getattr(pruner, "seed", None), outcomes)
-    for file, text in zip(files, (json.dumps(table, indent=1) + "\n", markdown(table)), strict=False):
-        file.write_text(text)
+            spent = flops(net, processor, tests, pruner)
+            table += rows(name, ratio, getattr(pruner, "seed", None), outcomes, spent)
+    text = markdown(table, impossible)
+    for file, content in zip(files, (json.dumps(table, indent=1) + "\n", text), strict=False):
+        file.write_text(content)
     if as_json:
         print_json(table)
     else:
-        print(markdown(table), end="")
+        print(text, end="")
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
-    """One line per method and ratio: accuracy in percent per category, mean ± standard deviation over seeds."""
+def _possible(model: Any, runs: list[tuple[str, Pruner | None]]) -> tuple[list[tuple[str, Pruner | None]], list[str]]:
+    """The runs that this model allows, and of the others why not; an error if there are none."""
+    possible: list[tuple[str, Pruner | None]] = []
+    reasons = []
+    for name, pruner in runs:
+        try:
+            if pruner is not None:
+                pruner.attach(model).detach()
+            possible.append((name, pruner))
+        except (ValueError, TypeError) as error:
+            reasons.append(f"{name}: {error}")
+    if reasons and all(pruner is None for _, pruner in possible):
+        raise WrongInput(reasons[0])
+    for reason in reasons:
+        print(f"gprune: left out, {reason}", file=sys.stderr)
+    return possible, reasons
+
+
+def markdown(table: list[dict[str, Any]], impossible: Sequence[str] = ()) -> str:
+    """One line per method and ratio: accuracy in percent per category, mean ± standard deviation over seeds.
+
+    Args:
+        impossible: what could not be run, each with the reason.
+    """
     categories = list(dict.fromkeys(row["category"] for row in table))
     lines = [
-        "| method | keep | tokens | " + " | ".join(categories) + " |",
-        "|---|---|---|" + "---|" * len(categories),
+        "| method | keep | tokens | " + " | ".join(categories) + " | MFLOPs | seconds |",
+        "|---|---|---|" + "---|" * (len(categories) + 2),
     ]
     # As text: 1 is one token and 1.0 is all of them, yet they are equal.
     for method, keep in dict.fromkeys((row["method"], str(row["keep"])) for row in table):
         part = [row for row in table if (row["method"], str(row["keep"])) == (method, keep)]
         cells = [_accuracy([row["accuracy"] for row in part if row["category"] == name]) for name in categories]
-        kept = statistics.fmean(row["kept_tokens"] for row in part if row["category"] == "overall")
-        lines.append(f"| {method} | {keep} | {kept:.0f} | " + " | ".join(cells) + " |")
+        whole = [row for row in part if row["category"] == "overall"]
+        kept, spent, seconds = (
+            statistics.fmean(row[name] for row in whole) for name in ("kept_tokens", "flops", "seconds")
+        )
+        lines.append(f"| {method} | {keep} | {kept:.0f} | {' | '.join(cells)} | {spent / 1e6:,.0f} | {seconds:.3f} |")
     overall = [row for row in table if row["category"] == "overall"]
     notes = [
-        f"{overall[0]['n']} test questions; {overall[0]['visual_tokens']:.0f} visual tokens per picture on average."
+        f"{overall[0]['n']} test questions; {overall[0]['visual_tokens']:.0f} visual tokens per picture on average. "
+        "FLOPs per picture up to the first token of the answer; seconds per answer, on the machine at hand."
     ]
     shares = {row["method"]: row["edge_share"] for row in overall if row["edge_share"] is not None}
     notes += [f"Graph of {name}: {share:.0%} of all pairs of tokens are edges." for name, share in shares.items()]
-    return "\n".join([*lines, "", " ".join(notes), ""])
+    left_out = ["", *(f"Left out, {reason}." for reason in impossible)] if impossible else []
+    return "\n".join([*lines, "", " ".join(notes), *left_out, ""])
 
 
 def _accuracy(values: list[float]) -> str:

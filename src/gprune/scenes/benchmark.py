@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from ..cost import measure
 from ..prompt import build_inputs
-from ..pruners.base import Pruner
+from ..pruners import Foreground, Pruner
 from .questions import Question, question_of
-from .scene import Kind, Split, make_scene, render, rng_of
+from .scene import Kind, Split, foreground, make_scene, render, rng_of
 from .vocabulary import CATEGORIES
 
 _NEEDS: dict[str, Kind] = {"text": "text", "chart": "chart"}
@@ -24,11 +27,16 @@ MAX_NEW_TOKENS = 8  # the longest answer is five tokens
 
 @dataclass(frozen=True)
 class Example:
-    """One question of the benchmark and the picture that it is about."""
+    """One question of the benchmark, the picture that it is about, and what in it is no background.
+
+    Args:
+        foreground: bool [height, width].
+    """
 
     index: int
     picture: Image.Image
     question: Question
+    foreground: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ def examples(split: Split, count: int) -> Iterator[Example]:
             scene = make_scene(split, number, needs=_NEEDS.get(category))
             question = question_of(scene, category, rng_of(split, number, stream=2))
             number += _STRIDE
-        yield Example(index, render(scene)[0], question)
+        picture, labels = render(scene)
+        yield Example(index, picture, question, foreground(labels))
 
 
 @torch.no_grad()
@@ -81,10 +90,9 @@ def evaluate(
     """
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(tests, batch_size):
-        asked = [([example.picture], example.question.question) for example in batch]
-        inputs = build_inputs(model, processor, asked)
+        inputs, method = _inputs(model, processor, batch), _masked(pruner, batch)
         started = time.perf_counter()
-        with nullcontext() if pruner is None else pruner.attach(model) as run:
+        with nullcontext() if method is None else method.attach(model) as run:
             output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         seconds = (time.perf_counter() - started) / len(batch)
         visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
@@ -104,8 +112,18 @@ def evaluate(
     return [outcomes[example.index] for example in tests]
 
 
-def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """One flat row per category and one for all of them ("overall"): means over the examples."""
+def flops(model: Any, processor: Any, tests: Sequence[Example], pruner: Pruner | None = None) -> float:
+    """Floating-point operations per picture up to the first token of its answer: the mean over one batch of `tests`."""
+    batch = next(_batches(tests, size=8))
+    return measure(model, _inputs(model, processor, batch), _masked(pruner, batch)).total / len(batch)
+
+
+def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome], spent: float) -> list[dict[str, Any]]:
+    """One flat row per category and one for all of them ("overall"): means over the examples.
+
+    Args:
+        spent: floating-point operations per picture, of `flops`.
+    """
     table = []
     outcomes = list(outcomes)
     for category in (*CATEGORIES, "overall"):
@@ -123,11 +141,23 @@ def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome]
                 "n": len(part),
                 "visual_tokens": round(sum(o.visual_tokens for o in part) / len(part), 1),
                 "kept_tokens": round(sum(o.kept_tokens for o in part) / len(part), 1),
+                "flops": round(spent),
                 "edge_share": round(sum(shares) / len(shares), 4) if shares else None,
                 "seconds": round(sum(o.seconds for o in part) / len(part), 4),
             }
         )
     return table
+
+
+def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
+    return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
+
+
+def _masked(pruner: Pruner | None, batch: Sequence[Example]) -> Pruner | None:
+    """A method that goes by the foreground of the pictures, with that of these pictures."""
+    if isinstance(pruner, Foreground):
+        return replace(pruner, mask=[torch.from_numpy(example.foreground) for example in batch])
+    return pruner
 
 
 def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:
