@@ -29,10 +29,10 @@ lint: venv  ## Ruff and the type checker
 	$(BIN)/mypy
 
 test: lint  ## Everything that must hold
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers, in an environment of its own
-	.venv-min/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto
 
 .venv-min/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-min

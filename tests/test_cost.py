@@ -27,7 +27,7 @@ from transformers import (
 
 from gprune.architectures import architecture
 from gprune.cost import Cost, cost, measure
-from gprune.pruners import GPrune, L2Norm, Random, Uniform
+from gprune.pruners import VTW, Chain, GPrune, L2Norm, Random, ToMe, Uniform
 from gprune.tiling import Tiling, tiling
 
 TILE, PATCH = 28, 7
@@ -295,6 +295,17 @@ def test_the_docs_show_the_committed_results() -> None:
     rows = [line for line in shown if line.startswith("|")]
     assert len(rows) > 10
     assert set(rows) <= set(results)
+
+
+@pytest.mark.parametrize("pruner", [VTW(0.5), ToMe(0.5), Chain(GPrune(0.5), VTW(0.5))], ids=lambda p: p.name)
+def test_methods_inside_the_model_are_measured_not_counted(pruner: Any) -> None:
+    with pytest.raises(ValueError, match=r"acts inside.*measure"):
+        cost(llava_next(), [(30, 40)], 5, keep=pruner)
+    family = FAMILIES["llava_next"]
+    model, inputs = family.model(), family.inputs([[(20, 40)]])
+    full, less = measure(model, inputs), measure(model, inputs, pruner)
+    assert less.total < full.total and less.kv_bytes < full.kv_bytes
+    assert 0.2 < less.kept_tokens / full.kept_tokens < 0.6
 
 
 def test_measured_cost_is_the_counted_one() -> None:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from .architectures import architecture
-from .pruners import GPrune, Pruner
+from .pruners import Chain, DecoderPruner, GPrune, Pruner, ToMe
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
 
@@ -90,6 +90,11 @@ def cost(
     Source: Table 2 of arXiv 2501.02268 gives 18.52 and 6.76 T; docs/cost.md says which convention that is.
     """
     _check(image_sizes, text_tokens)
+    if isinstance(keep, Pruner) and not before_llm_alone(keep):
+        raise ValueError(
+            f"{type(keep).__name__} acts inside the vision tower or the LLM, whose cost does not follow from a config; "
+            f"accepted are methods that act before the LLM; of others gprune.cost.measure counts what a prompt costs"
+        )
     budget, together = (keep.keep, keep.scope == "image") if isinstance(keep, Pruner) else (keep, False)
     check_keep(budget)
     net = _without_weights(model)
@@ -104,6 +109,12 @@ def cost(
     prefill, decode, kv_bytes = _count_language(net, kept + text_tokens)
     flops = {"vision": vision, "projector": projector, "selection": selection, "prefill": prefill}
     return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
+
+
+def before_llm_alone(pruner: Pruner) -> bool:
+    """Whether a method changes nothing but which tokens the LLM is given."""
+    inside = isinstance(pruner, (Chain, DecoderPruner)) or (isinstance(pruner, ToMe) and pruner.where == "vision")
+    return not inside
 
 
 def countable(config: Any) -> bool:
@@ -121,7 +132,8 @@ def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None)
         pruner: attached for the count; None counts the model as it is.
 
     Returns:
-        Of the whole batch; `flops` has all up to the first new token as one part, "prompt".
+        Of the whole batch; `flops` has all up to the first new token as one part, "prompt"; `kept_tokens` is the
+        mean over the layers of the LLM.
 
     Raises:
         UnsupportedModel: the pruner does not go on this model.
@@ -139,7 +151,7 @@ def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None)
             flops.append(counter.get_total_flops())
             states = (state for layer in output.past_key_values.layers for state in vars(layer).values())
             kv_bytes = sum(state.nbytes for state in states if isinstance(state, torch.Tensor))
-    kept = visual if run is None else sum(image.n_after for image in run.images)
+    kept = visual if run is None else sum(round(image.ratio * image.n_before) for image in run.images)
     return Cost(visual, kept, tokens - visual, {"prompt": flops[1]}, flops[0] - flops[1], kv_bytes)
 
 

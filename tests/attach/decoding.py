@@ -7,11 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from families import IMAGE, VIDEO
+import transformers
+from families import FAMILIES, IMAGE, VIDEO
+from packaging.version import Version
 from reference import KeptPrompt, text_logits
 from torch import Tensor
 
 PLACEHOLDERS = [IMAGE, VIDEO]
+
+
+def since(version: str) -> bool:
+    """Whether the installed transformers is that version or a later one."""
+    return Version(transformers.__version__) >= Version(version)
+
+
+def present(*names: str) -> list[str]:
+    """Those of these families that the installed transformers has."""
+    return [name for name in names if name in FAMILIES]
+
+
+MAIN = present("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
+"""One family of each way to lay out an image, where a mode is too dear to cross with all."""
 
 
 def next_scores(model: Any, prompts: Sequence[KeptPrompt]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search
+from decoding import MAIN, PLACEHOLDERS, beam_search
 from families import FAMILIES, Family
 from reference import kept_prompts
 from torch import Tensor
@@ -18,7 +18,6 @@ from gprune.pruners import GPrune
 
 STEPS = 4
 SETTINGS: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
-MAIN = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
 PRUNER = GPrune(keep=0.4)
 
 

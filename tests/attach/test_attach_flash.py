@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.modeling_flash_attention_utils as dispatch
-from decoding import PLACEHOLDERS, joined
+from decoding import MAIN, PLACEHOLDERS, joined
 from families import BATCH, FAMILIES, Family, Size
 from reference import KeptPrompt, kept_prompts, text_logits
 from torch import Tensor
@@ -24,7 +24,6 @@ SETTINGS: dict[str, Any] = {
     "return_dict_in_generate": True,
     "output_logits": True,
 }
-NAMES = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
 close = {"rtol": 0, "atol": 1e-5}
 
 
@@ -73,7 +72,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return made
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=MAIN)
 def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     config = FAMILIES[request.param].model().get_decoder().config
     before = config._attn_implementation

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, next_scores, sample
+from decoding import MAIN, PLACEHOLDERS, beam_search, next_scores, present, sample, since
 from families import BATCH, FAMILIES, IMAGE, Inputs, prompt_of
 from reference import kept_prompts, text_logits
 from torch import Tensor
@@ -16,9 +16,11 @@ from gprune.pruners import GPrune
 from gprune.pruners.base import Positions
 
 STEPS = 4
-MAIN = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
-DRAFTED = (*MAIN, "gemma4", "glm4v", "molmo2")
+DRAFTED = present(*MAIN, "gemma4", "glm4v", "molmo2")
 SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS}
+
+REPEATS = {"aria": "5.21", "qwen3_5": "5.20"}
+"""The first transformers that repeats the prompts of a family rightly."""
 
 MODES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "num_return_sequences": 2},
@@ -44,6 +46,8 @@ def test_modes_equal_the_long_way(name: str, positions: Positions, mode: str) ->
     """Also where stock gets it wrong: GLM-4V repeats the images of a prompt for beams as [a, a, b, b]."""
     if name == "llama4" and mode in ("beams", "sampling", "static cache, beams"):
         pytest.skip("stock repeats prompts, but not the features of this family")
+    if not since(REPEATS.get(name, "5.19")) and mode in ("beams", "sampling", "static cache, beams"):
+        pytest.skip("this transformers gets it wrong by itself")
     family, pruner, settings = FAMILIES[name], GPrune(keep=0.4, positions=positions), MODES[mode]
     model, inputs = family.model(), family.inputs()
     repeats = settings.get("num_return_sequences", 1)
@@ -84,7 +88,7 @@ def test_features_that_stock_does_not_repeat_for_beams() -> None:
         model.generate(**inputs, num_beams=2, max_new_tokens=2)
 
 
-@pytest.mark.parametrize("name", ["llava_next", "smolvlm", "qwen3_vl"])
+@pytest.mark.parametrize("name", present("llava_next", "smolvlm", "qwen3_vl"))
 def test_images_repeated_for_beams_are_scored_once(name: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model(), family.inputs()

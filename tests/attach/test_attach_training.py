@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import MAIN
 from families import FAMILIES, Family, Inputs
 from reference import kept_prompts, text_logits
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from gprune.pruners import GPrune
 
 PRUNER = GPrune(keep=0.4)
-MAIN = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
 close = {"rtol": 1e-4, "atol": 1e-5}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search
+from decoding import PLACEHOLDERS, beam_search, since
 from families import FAMILIES, VIDEOS, Family, Media, is_video
 from reference import encode, kept_prompts, kept_rows
 
@@ -19,7 +19,15 @@ SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS,
 MIXED: tuple[tuple[Media, ...], ...] = ((), ((4, (30, 18)), (40, 40), (4, (20, 40))), ((20, 40),))
 
 
-@pytest.fixture(params=[family for family in FAMILIES.values() if family.takes_videos], ids=lambda family: family.name)
+RIGHT_SINCE = {"llava_next_video": "5.20", "qwen3_5": "5.20"}
+"""Before, stock lays the frames out otherwise, which is refused, or mixes beams up."""
+
+TAKE_VIDEOS = [
+    family for family in FAMILIES.values() if family.takes_videos and since(RIGHT_SINCE.get(family.name, "5"))
+]
+
+
+@pytest.fixture(params=TAKE_VIDEOS, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 

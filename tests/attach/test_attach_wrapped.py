@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from decoding import PLACEHOLDERS, beam_search
+from decoding import MAIN, PLACEHOLDERS, beam_search
 from families import FAMILIES, Family
 from reference import kept_prompts, text_logits
 from torch import Tensor
@@ -20,11 +20,8 @@ from gprune.pruners import GPrune
 from gprune.scenes.model import load_embedded
 from gprune.scenes.scene import make_scene, render
 
-peft = pytest.importorskip("peft")
-
 STEPS = 4
 SETTINGS: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": PLACEHOLDERS}
-MAIN = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
 PRUNER = GPrune(keep=0.4)
 
 
@@ -68,7 +65,12 @@ def test_models_spread_by_accelerate(family: Family, way: str, tmp_path: Path) -
     assert torch.equal(generated(family, model), wanted)
 
 
-def adapted(family: Family, **settings: Any) -> Any:
+@pytest.fixture
+def peft() -> Any:
+    return pytest.importorskip("peft")
+
+
+def adapted(peft: Any, family: Family, **settings: Any) -> Any:
     """With an adapter on the LLM that is no longer without effect."""
     config = peft.LoraConfig(r=2, target_modules=r".*(language|text)_model.*\.(q|v)_proj", **settings)
     model = peft.get_peft_model(copy.deepcopy(family.model()), config).eval()
@@ -80,8 +82,8 @@ def adapted(family: Family, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
-def test_adapters_of_peft(family: Family, task: str | None) -> None:
-    model = adapted(family, task_type=task)
+def test_adapters_of_peft(peft: Any, family: Family, task: str | None) -> None:
+    model = adapted(peft, family, task_type=task)
     wanted = expected(family, model.get_base_model())
     assert not torch.equal(wanted, expected(family, family.model()))
     assert torch.equal(generated(family, model), wanted)
@@ -90,8 +92,8 @@ def test_adapters_of_peft(family: Family, task: str | None) -> None:
 
 
 @pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
-def test_training_of_adapters(family: Family, task: str | None) -> None:
-    model, inputs = adapted(family, task_type=task), family.inputs()
+def test_training_of_adapters(peft: Any, family: Family, task: str | None) -> None:
+    model, inputs = adapted(peft, family, task_type=task), family.inputs()
     prompts = kept_prompts(family, model.get_base_model(), PRUNER, inputs)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert len(weights) == 4 * model.config.get_text_config().num_hidden_layers
@@ -106,7 +108,7 @@ def test_training_of_adapters(family: Family, task: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
-def test_prompts_learned_by_peft_are_refused(kind: str) -> None:
+def test_prompts_learned_by_peft_are_refused(peft: Any, kind: str) -> None:
     config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=2, token_dim=32)
     config.num_attention_heads, config.num_transformer_submodules = 4, 1
     model = peft.get_peft_model(copy.deepcopy(FAMILIES["llava_next"].model()), config)

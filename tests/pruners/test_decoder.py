@@ -230,9 +230,7 @@ def test_chain_of_the_wrong_kinds(place: str, methods: Any) -> None:
         Chain(*methods)
 
 
-def test_choose_of_a_method_of_ones_own_is_checked() -> None:
-    """By the run; here only that a method is one class."""
-
+def test_a_method_of_ones_own_is_one_class() -> None:
     @dataclasses.dataclass
     class Last(DecoderPruner):
         def profile(self, layers: int, share: float) -> list[float]:

@@ -67,6 +67,9 @@ def read_positions(
 
     Returns:
         int64 [B, q], or [4, B, q] with multimodal RoPE.
+
+    Raises:
+        ValueError: images are numbered as if they were text.
     """
     given = call.get("position_ids")
     batch, length = new.shape
@@ -74,6 +77,11 @@ def read_positions(
         positions = start + torch.arange(length, device=new.device) if given is None else given
         return positions.expand(*positions.shape[:-2], batch, length)
 
+    if visual and given is not None and given.ndim == 3 and given.shape[0] == 1:
+        raise ValueError(
+            "position_ids of shape [1, batch, length] number images like text, as generate() does in "
+            "transformers<5.23 for images that are added to a cache; call forward for them, or prefill all at once"
+        )
     tokens = None if given is None else token_row(model, given)
     if tokens is None:
         tokens = start[0] + (new.cumsum(dim=1) - 1).clamp(min=0)

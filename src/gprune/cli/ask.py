@@ -75,7 +75,7 @@ def ask(
                 "keep": 1.0 if pruner is None else pruner.keep,
                 "answer": answer,
                 "visual_tokens": spent.visual_tokens,
-                "kept_tokens": spent.kept_tokens if run is None else sum(report.n_after for report in run.images),
+                "kept_tokens": spent.kept_tokens,
                 "prompt_tokens": spent.prompt_tokens,
                 "flops": spent.total,
                 "kv_bytes": spent.kv_bytes,
@@ -96,9 +96,9 @@ def ask(
 
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
-    from ..cost import cost, countable, measure
+    from ..cost import before_llm_alone, cost, countable, measure
 
-    if not countable(model.config):
+    if not countable(model.config) or (pruner is not None and not before_llm_alone(pruner)):
         return measure(model, inputs, pruner)
     ids = inputs["input_ids"]
     visual = int((ids == model.config.image_token_id).sum())

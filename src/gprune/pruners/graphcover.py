@@ -18,7 +18,7 @@ class GraphCover(SetPruner):
     """Keep tokens A that together represent all: greedy for the largest f(A) = sum_i |x_i| max_{j in A} s(i, j).
 
     Both terms are G-Prune's: s(i, j) = exp((cosine - 1) / temperature) is the weight of an edge of its graph, without
-    the threshold, and the L2 norm |x_i| of a token is the score it starts from (arXiv 2501.02268, Eq. 1 and 2). But
+    the threshold, and the L2 norm |x_i| of a token is the score it starts from (its Eq. 1 and 2). But
     where G-Prune ranks tokens one by one, so that near-copies of one region rank alike and are kept together, here
     a token counts for what it adds to those kept before: a second copy adds nothing.
 

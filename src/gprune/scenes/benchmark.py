@@ -47,7 +47,7 @@ class Outcome:
     answer: str
     right: bool
     visual_tokens: int
-    kept_tokens: int
+    kept_tokens: float
     edge_share: float | None
     seconds: float
 
@@ -104,7 +104,7 @@ def evaluate(
                 answer.strip(),
                 answer.strip().lower() == example.question.answer,
                 visual[i],
-                visual[i] if report is None else report.n_after,
+                visual[i] if report is None else report.ratio * report.n_before,
                 None if report is None else report.edge_share,
                 seconds,
             )
