@@ -40,7 +40,7 @@ test-transformers-min: .venv-min/ready  ## The tests with the lowest supported t
 	touch $@
 
 scenes: venv  ## The table of the README, from the test set
-	$(BIN)/gprune scenes --method gprune,gprune:init=ones,random,uniform,l2norm --keep 0.5,0.3,0.1 --seeds 3 \
+	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
 
 train: venv  ## Train the embedded model from its seed (resumable; some 90 minutes on two cores)

@@ -136,11 +136,12 @@ def test_image_added_through_generate(name: str, static: bool) -> None:
     tokens = {name: prompt[name] for name in PER_TOKEN if name in prompt}
     with pruner(model):
         model.generate(**first, past_key_values=cache, max_new_tokens=1, do_sample=False)
-        if name in MROPE and since(
-            "5.23"
-        ):  # stock wants the grids of all images for the positions, of the new ones for the encoder
-            with pytest.raises(StopIteration):
+        if name in MROPE:  # stock wants the grids of all images, or numbers the new one like text
+            with pytest.raises(StopIteration if since("5.23") else ValueError):
                 model.generate(**tokens, **pixels_of(second), past_key_values=cache, **GREEDY)
+            like_text = torch.arange(second["input_ids"].shape[1])[None, None]
+            with pytest.raises(ValueError, match=r"\[1, batch, length\].*like text"):
+                model(**second, past_key_values=cache, position_ids=like_text)
             return
         output = model.generate(**tokens, **pixels_of(second), past_key_values=cache, **GREEDY)
     torch.testing.assert_close(output.logits[0][0], expected, **close)

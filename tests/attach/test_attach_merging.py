@@ -371,6 +371,7 @@ def test_attention_backends_that_take_no_sizes() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.skipif(not FAMILIES["llava_next_video"].takes_videos, reason="a later transformers is needed for videos")
 def test_videos() -> None:
     family = MERGING["llava_next_video"]
     model = family.model()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, sample
+from decoding import PLACEHOLDERS, beam_search, present, sample
 from families import FAMILIES, VIDEOS, Family
 from knowing import known_tokens, told_prompts
 from reference import greedy
@@ -32,7 +32,7 @@ READ = [name for name in FAMILIES if name in SOURCES]
 WHOLE = [
     name for name in READ if name not in ("idefics3", "smolvlm", "internvl", "aya_vision", "cohere2_vision", "lfm2_vl")
 ]
-MAIN = ("llava", "llava_next", "qwen2_5_vl", "smolvlm")
+MAIN = present("llava", "llava_next", "qwen2_5_vl", "smolvlm")
 
 OBJECT = torch.zeros(40, 60, dtype=torch.bool)
 OBJECT[10:30, 5:25] = True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import present
 from families import BATCH, FAMILIES, VIDEOS, Family
 from knowing import Curious, beside, encoder_output
 from torch import Tensor
@@ -169,7 +170,7 @@ def test_attention_of_rotated_keys() -> None:
         torch.testing.assert_close(beside(encoder_output(model, inputs), "attention"), expected, **close)
 
 
-@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("name", present("llava_next", "llava_onevision", "qwen2_5_vl", "smolvlm"))
 def test_the_tower_computes_what_it_did(name: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model(), family.inputs()

@@ -6,6 +6,8 @@ import math
 from typing import ClassVar
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Generator, Tensor
 from transformers.image_processing_utils import select_best_resolution
 
@@ -50,9 +52,9 @@ class LlavaNext(Family):
 
 
 class WithVideo(LlavaNext):
-    """Frames are pooled to a quarter of the tokens."""
+    """Frames are pooled to a quarter of the tokens; LLaVA-NeXT-Video's can be pruned from transformers 5.20.2 on."""
 
-    takes_videos = True
+    takes_videos = Version(transformers.__version__) >= Version("5.20.2")
 
     def video_layout(self, video: Video) -> Layout:
         side = SIDE // 2
@@ -66,6 +68,7 @@ class WithVideo(LlavaNext):
 class OneVision(WithVideo):
     """Large grids are scaled down; a newline row ends a video."""
 
+    takes_videos = True
     pinpoints: ClassVar[list[list[int]]] = [*LlavaNext.pinpoints, [48, 48]]
 
     def lines(self, size: Size) -> Size:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
@@ -53,6 +55,9 @@ def _projector(model: PreTrainedModel, features: Tensor) -> Tensor:
     return cast(Module, model.multi_modal_projector)(features)
 
 
+FLAT_CLIPS = Version(transformers.__version__) >= Version("5.20.2")
+"""Whether LLaVA-NeXT-Video's features of a clip are [n, d], as everywhere; before, they were [frames, n, d]."""
+
 ONE_VIEW = Layout()
 TILED = Layout(joins=adjacent)
 WITH_VIDEO = Layout(video=frames)
@@ -75,7 +80,7 @@ LAYOUTS: dict[str, Layout] = {
     "llama4": Layout(joins=overview_last, output="last_hidden_state", project=_projector),
     "llava": ONE_VIEW,
     "llava_next": Layout(base_and_lines),
-    "llava_next_video": Layout(base_and_lines, video=frames),
+    "llava_next_video": Layout(base_and_lines, video=frames if FLAT_CLIPS else None),
     "llava_onevision": Layout(base_and_lines, video=frames_and_newline),
     "mistral3": ONE_VIEW,
     "molmo2": Layout(two_resolutions),

@@ -63,8 +63,9 @@ def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list
         masks_known: a method that needs a mask may come without: it gets one for each picture later.
     """
     budgets = read_list(keeps, "keep", _keep)
-    names = read_list(methods, "method", str) if methods != "all" else _every_method(masks_known)
+    given = read_list(methods, "method", str)
     with checking_input():
+        names = [each for name in given for each in (_every_method(masks_known) if name == "all" else [name])]
         return [(name, _pruner(name, keep, masks_known)) for name in names for keep in budgets]
 
 
