@@ -76,21 +76,24 @@ def select_visual(
     items = _items(layout, model, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
-    spans = spans_of(placeholders, sizes)
-    joins = None if layout.joins is None or modality == "video" else layout.joins(ids, spans)
-    indices = grouped(len(items), joins or [False] * len(items))
+    tiled, asks = layout.joins is not None and modality == "image", "question" in pruner.needs
+    # Where the items stand is only read off the device for those who must know.
+    spans = spans_of(placeholders, sizes) if tiled or asks else []
+    joins = layout.joins(ids, spans) if layout.joins is not None and tiled else [False] * len(items)
+    indices = grouped(len(items), joins)
     groups = [[items[i] for i in group] for group in indices]
 
     views = layout.video if modality == "video" else layout.views
     assert views is not None
     images = {_key(group): group for group in groups}
     tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
-    if "question" in pruner.needs:
+    if asks:
         rows = {_key([items[i] for i in group]): spans[group[0]][0] for group in indices}
         tokens = replace(tokens, questions=tuple(_question(model, ids, text, rows[key]) for key in images))
     selection = pruner.select(tokens)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
+    numbers = {key: number for number, key in enumerate(images)}
     merged = None
     if selection.features is not None:
         merged = tokens.features.clone()
@@ -105,7 +108,7 @@ def select_visual(
         kept=in_order(mask),
         merged=None if merged is None else in_order(merged),
         everything=selection.kept.shape[0] == mask.shape[0],
-        images=[list(images).index(_key(group)) for group in groups],
+        images=[numbers[_key(group)] for group in groups],
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
