@@ -152,7 +152,7 @@ def test_damaged_checkpoint(
 def test_unknown_model(run: Run, nothing_loads: None, photos: dict[str, Path], command: str) -> None:
     given: dict[str, tuple[object, ...]] = {"ask": (photos["coffee"], "hi"), "show": (photos["coffee"],)}
     refused(
-        run(command, *given.get(command, ()), "--model", "./no/such/model"), "--model ./no/such/model cannot be loaded"
+        run(command, *given.get(command, ()), "--model", "./no/such/model"), "model ./no/such/model cannot be loaded"
     )
 
 

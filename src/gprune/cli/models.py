@@ -1,75 +1,26 @@
-"""Models by name."""
+"""Models by name, for commands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from .options import WrongInput, checking_input
+from ..models import EMBEDDED
+from .options import checking_input
 
-EMBEDDED = "embedded"
+__all__ = ["EMBEDDED", "load", "read_config"]
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """Load a model that can be pruned and its processor, on the GPU if there is one.
+    """See `gprune.models.load`; what cannot be used is the user's input."""
+    from ..models import load
 
-    Raises:
-        WrongInput: no such checkpoint, or one that is damaged, of another family or without a chat template.
-    """
-    import torch
-    import transformers
-
-    from ..attach.support import layout_of
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == EMBEDDED:
-        from ..scenes.model import load_embedded
-
-        return load_embedded(device)
-    _check_family(name, read_config(name))
-    with _reading(name):
-        processor = transformers.AutoProcessor.from_pretrained(name)
-        if getattr(processor, "chat_template", None) is None:
-            raise ValueError("it has no chat template")
-        model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     with checking_input():
-        layout_of(model)
-    return model.eval().to(device), processor
+        return load(name)
 
 
 def read_config(name: str, *others: str) -> Any:
-    """The config of a checkpoint, without its weights; `others` are names that the command knows besides."""
-    from transformers import AutoConfig
+    """See `gprune.models.read_config`; what cannot be used is the user's input."""
+    from ..models import read_config
 
-    if name == EMBEDDED:
-        from ..scenes.model import build_config
-
-        return build_config()
-    with _reading(name, *others):
-        return AutoConfig.from_pretrained(name)
-
-
-def _check_family(name: str, config: Any) -> None:
-    """Refuse a model of another family before its weights are read, or downloaded."""
-    from ..attach.support import refusal
-
-    if reason := refusal(config):
-        raise WrongInput(f"--model {name} has model_type {config.model_type!r} and cannot be pruned: {reason}")
-
-
-@contextmanager
-def _reading(name: str, *others: str) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        names = ", ".join((EMBEDDED, *others))
-        raise WrongInput(
-            f"--model {name} cannot be loaded ({reason}); accepted are {names}, and the hub id or "
-            f"the folder of an instruction-tuned image-text-to-text checkpoint with its processor; check the name"
-        ) from error
+    with checking_input():
+        return read_config(name, *others)

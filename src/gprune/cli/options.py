@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,7 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from ..pruners import Pruner
-    from ..tokens import Keep
 
 T = TypeVar("T")
 
@@ -62,52 +59,19 @@ def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list
         methods: "all" stands for every method, those that need a mask only if `masks_known`.
         masks_known: a method that needs a mask may come without: it gets one for each picture later.
     """
-    budgets = read_list(keeps, "keep", _keep)
+    from ..named import parse_keep, parse_pruner
+
+    budgets = read_list(keeps, "keep", parse_keep)
     given = read_list(methods, "method", str)
     with checking_input():
         names = [each for name in given for each in (_every_method(masks_known) if name == "all" else [name])]
-        return [(name, _pruner(name, keep, masks_known)) for name in names for keep in budgets]
+        return [(name, parse_pruner(name, keep, masks_known=masks_known)) for name in names for keep in budgets]
 
 
 def _every_method(masks_known: bool) -> list[str]:
     from ..pruners import PRUNERS
 
     return [name for name, kind in PRUNERS.items() if masks_known or "place" not in kind.needs]
-
-
-def _keep(text: str) -> Keep:
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
-
-
-def _pruner(text: str, keep: Keep, masks_known: bool) -> Pruner:
-    from ..pruners import get_pruner
-
-    name, *settings = text.split(":")
-    kind = get_pruner(name)
-    known = [field.name for field in fields(kind) if field.name != "keep"]
-    values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in known or not value:
-            raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
-        values[key] = _mask(value) if key == "mask" else _literal(value)
-    return kind(keep, **values)
-
-
-def _mask(path: str) -> Any:
-    """A picture as a mask: bool [height, width], True where it is not black."""
-    import numpy as np
-
-    from ..images import open_image
-
-    return np.asarray(open_image(Path(path))).any(-1)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def check_output(path: Path, *endings: str) -> None:

@@ -6,7 +6,6 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,9 +49,11 @@ def scenes(
     """
     if sample is not None:
         return _write_sample(sample, output, as_json)
+    from ..named import seeded
+
     runs: list[tuple[str, Pruner | None]] = [("none", None)]
     for name, given in read_pruners(method, keep, masks_known=True):
-        runs += [(name, seeded) for seeded in _seeded(given, seeds)]
+        runs += [(name, each) for each in seeded(given, seeds)]
     files = [] if output is None else _files(output)
     net, processor = load(model)
     runs, impossible = _possible(net, runs)
@@ -149,14 +150,6 @@ def _files(output: Path) -> list[Path]:
     for file in files:
         check_output(file)
     return files
-
-
-def _seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
-    """A method that draws at random, with so many seeds from its own on; any other method once."""
-    first = getattr(pruner, "seed", None)
-    if first is None:
-        return [pruner]
-    return [replace(pruner, seed=first + i) for i in range(seeds)]  # type: ignore[call-arg]
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:

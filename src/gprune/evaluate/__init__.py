@@ -1,0 +1,1 @@
+"""The paper's measurements: runs over benchmarks, tables, figures, throughput."""

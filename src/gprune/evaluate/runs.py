@@ -1,0 +1,83 @@
+"""Runs over many cells, that go on where they were stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..named import parse_pruner, seeded
+from ..tokens import Keep
+from .cells import Cell, Key, load, save
+
+
+def keys(
+    model: str,
+    tasks: Iterable[str],
+    methods: Iterable[str],
+    keeps: Sequence[Keep],
+    *,
+    seeds: int = 1,
+    limit: int | None = None,
+) -> list[Key]:
+    """Of every task the unpruned model, then every method at every ratio.
+
+    Args:
+        model: see `Key`.
+        tasks: see `Key`.
+        methods: as `gprune.named.parse_pruner` reads them.
+        keeps: budgets.
+        seeds: of a method that draws at random.
+        limit: see `Key`.
+
+    Raises:
+        ValueError, TypeError: a method or budget is unknown or impossible.
+    """
+    pruned = [
+        (method, keep, getattr(each, "seed", None))
+        for method in methods
+        for keep in keeps
+        for each in seeded(parse_pruner(method, keep, masks_known=True), seeds)
+    ]
+    return [
+        key
+        for task in tasks
+        for key in (
+            Key(model, task, limit=limit),
+            *(Key(model, task, method, keep, seed, limit) for method, keep, seed in pruned),
+        )
+    ]
+
+
+def run(
+    wanted: Sequence[Key],
+    folder: Path,
+    measure: Callable[[Key], Cell],
+    *,
+    started: Callable[[Key], None] = lambda key: None,
+    finished: Callable[[Cell], None] = lambda cell: None,
+) -> list[Cell]:
+    """Measure every cell that is not in `folder` yet, and write each as soon as it is there.
+
+    Args:
+        wanted: which, in the order in which they are measured.
+        folder: where cells are kept; those in it are not measured again.
+        measure: measures one.
+        started: called before a cell is measured.
+        finished: called with every cell, measured now or before.
+
+    Returns:
+        The cells, in the order of `wanted`.
+
+    Raises:
+        ValueError: a file in `folder` is damaged or of another run.
+    """
+    cells = []
+    for key in wanted:
+        cell = load(key, folder)
+        if cell is None:
+            started(key)
+            cell = measure(key)
+            save(cell, folder)
+        finished(cell)
+        cells.append(cell)
+    return cells

@@ -1,0 +1,67 @@
+"""Methods, budgets and seeds as people write them: `gprune:init=ones`, `0.3`, `128`."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from .pruners import Pruner, get_pruner
+from .tokens import Keep
+
+
+def parse_keep(text: str) -> Keep:
+    """A ratio with a point, `0.3`, or a number of tokens without one, `128`.
+
+    Raises:
+        ValueError: not a number.
+    """
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Pruner:
+    """A method with its settings: `name` or `name:setting=value:...`.
+
+    Args:
+        text: the name of a method, and settings that are literals, words, or for `mask` the path of a picture.
+        keep: see `Pruner`.
+        masks_known: a method that needs a mask may come without: it gets one for each picture later.
+
+    Raises:
+        ValueError, TypeError: unknown method or setting, or a value that the method refuses.
+    """
+    name, *settings = text.split(":")
+    kind = get_pruner(name)
+    known = [field.name for field in fields(kind) if field.name != "keep"]
+    values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in known or not value:
+            raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
+        values[key] = _mask(value) if key == "mask" else _literal(value)
+    return kind(keep, **values)
+
+
+def seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
+    """A method that draws at random, with so many seeds from its own on; any other method once."""
+    first = getattr(pruner, "seed", None)
+    if first is None:
+        return [pruner]
+    return [replace(pruner, seed=first + i) for i in range(seeds)]  # type: ignore[call-arg]
+
+
+def _mask(path: str) -> Any:
+    """A picture as a mask: bool [height, width], True where it is not black."""
+    import numpy as np
+
+    from .images import open_image
+
+    return np.asarray(open_image(Path(path))).any(-1)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
