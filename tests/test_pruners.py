@@ -33,7 +33,6 @@ from gprune import (
     kept_count,
 )
 from gprune.graph import representativeness
-from gprune.pruners import gprune as gprune_module
 
 METHODS = [GPrune, Random, Uniform, L2Norm, DivPrune, GraphCover]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -196,6 +195,8 @@ def test_bad_shared_arguments_are_refused_at_construction(method, arguments, err
         (GPrune, {"iterations": -1}, ValueError, "iterations=-1.*>= 0.*5"),
         (GPrune, {"iterations": 2.0}, TypeError, "iterations=2.0 is a float.*>= 0.*5"),
         (GPrune, {"iterations": True}, TypeError, "iterations=True is a bool.*>= 0.*5"),
+        (GPrune, {"max_memory": -1}, ValueError, "max_memory=-1.*>= 0.*512 MiB"),
+        (GPrune, {"max_memory": 1e9}, ValueError, "max_memory=1000000000.0.*bytes"),
         (GPrune, {"temperature": 0}, ValueError, "temperature=0.*> 0.*0.03"),
         (GPrune, {"temperature": math.inf}, ValueError, "temperature=inf.*finite.*0.03"),
         (GPrune, {"temperature": None}, TypeError, "temperature=None is a NoneType.*> 0.*0.03"),
@@ -319,11 +320,10 @@ def test_fixed_rows_are_in_no_graph():
     torch.testing.assert_close(scores_of(GPrune(0.5), tokens)[:16], alone)
 
 
-def test_splitting_a_large_batch_changes_nothing(monkeypatch):
-    tokens = VisualTokens.cat([image([12, 12, 5], seed=seed) for seed in range(4)])
+def test_memory_changes_nothing():
+    tokens = VisualTokens.cat([image([12, 12, 5, 600], seed=seed) for seed in range(4)])
     whole = GPrune(0.5).select(tokens)
-    monkeypatch.setattr(gprune_module, "PAIRS_AT_ONCE", 300)
-    split = GPrune(0.5).select(tokens)
+    split = GPrune(0.5, max_memory=0).select(tokens)
     assert torch.equal(split.kept, whole.kept)
     assert whole.edge_share is not None and split.edge_share is not None
     assert torch.equal(split.edge_share, whole.edge_share)

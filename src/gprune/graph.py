@@ -3,18 +3,29 @@
 Source of every equation: Jiang et al., "What Kind of Visual Tokens Do We Need? Training-free Visual Token
 Pruning for Multi-modal Large Language Models from the Perspective of Graph", AAAI 2025, arXiv 2501.02268.
 
-All functions work on batches of equal size, [B, N, ...], and compute in float32 whatever the input's dtype
-and whether autocast is on.
+All functions but the last work on batches of equal size, [B, N, ...], as the paper is written. `rank_views` is the
+same for views of any sizes, by the fastest way there is on their device. All compute in float32 whatever the input's
+dtype and whether autocast is on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .kernels import blocks
+
 Init = Literal["norm", "ones"]
+
+MAX_MEMORY = 512 * 2**20
+"""Bytes of edges kept between two steps."""
+
+_SMALL = 512
+"""Tokens of a view up to which all its pairs at once are as fast as blocks of them."""
 
 
 class Graph(NamedTuple):
@@ -41,9 +52,8 @@ def cosine_graph(features: Tensor, similarity: float = 0.5, temperature: float =
         temperature: softmax temperature > 0. The paper does not name it; its released code uses 0.03.
     """
     with torch.autocast(features.device.type, enabled=False):
-        features = features.float()
-        # A zero token becomes 0 / 0 = NaN here, and NaN >= similarity is false at every threshold.
-        directions = features / features.norm(dim=-1, keepdim=True)
+        # NaN >= similarity is false at every threshold.
+        directions = blocks.directions(features)
         cosine = (directions @ directions.mT).clamp_(max=1)
         cosine.diagonal(dim1=-2, dim2=-1).fill_(1)
         edges = cosine >= similarity
@@ -94,3 +104,53 @@ def representativeness(
     graph = cosine_graph(features, similarity, temperature)
     scores = propagate(initial_scores(features, init), graph.weights, iterations)
     return scores / graph.degrees, graph.degrees
+
+
+def rank_views(
+    features: Tensor,
+    sizes: Sequence[int],
+    similarity: float = 0.5,
+    iterations: int = 5,
+    temperature: float = 0.03,
+    init: Init = "norm",
+    max_memory: int = MAX_MEMORY,
+) -> tuple[Tensor, Tensor]:
+    """`representativeness` of views of any sizes, one after the other.
+
+    Small views are ranked together, all pairs at once; larger ones by blocks of rows (`gprune.kernels.blocks`), in
+    memory that grows with N and not with N * N once `max_memory` is used up.
+
+    Args:
+        features: floating [T, d], finite; T is the sum of `sizes`.
+        sizes: tokens of each view, which exchange nothing.
+        similarity, iterations, temperature, init: see `representativeness`.
+        max_memory: bytes of edges kept between steps; what it does not hold is computed anew in each.
+
+    Returns:
+        Scores, float32 [T], and degrees, int64 [T].
+    """
+    scores = features.new_empty(len(features), dtype=torch.float32)
+    degrees = features.new_empty(len(features), dtype=torch.int64)
+    for start, size, views in _groups(sizes, max_memory):
+        rows = slice(start, start + size * views)
+        part = features[rows]
+        if size > _SMALL:
+            found = blocks.representativeness(
+                part, initial_scores(part, init), similarity, iterations, temperature, max_memory
+            )
+        else:
+            found = representativeness(part.view(views, size, -1), similarity, iterations, temperature, init)
+        scores[rows], degrees[rows] = (each.flatten() for each in found)
+    return scores, degrees
+
+
+def _groups(sizes: Sequence[int], max_memory: int) -> Iterator[tuple[int, int, int]]:
+    """First row, size and number of adjacent views of one size: so many small ones that their pairs fit in memory."""
+    start = 0
+    for size, views in groupby(size for size in sizes if size):
+        left = len(list(views))
+        at_once = max(1, max_memory // (16 * size * size)) if size <= _SMALL else 1
+        while left:
+            yield start, size, min(left, at_once)
+            start += size * min(left, at_once)
+            left -= min(left, at_once)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ..graph import Init, representativeness
-from ..tokens import View, VisualTokens
+from ..graph import MAX_MEMORY, Init, rank_views
+from ..tokens import VisualTokens
 from .base import ScorePruner, Selection, check_choice, keep_top
-
-PAIRS_AT_ONCE = 2**25
-"""Token pairs per batched call: 128 MiB of float32 similarities. One view is never split."""
 
 DEGENERATE_SHARE = 0.95
 
@@ -31,6 +27,8 @@ class GPrune(ScorePruner):
         iterations: propagation steps >= 0; the paper's t. With 0 the score is S(0) / D.
         temperature: softmax temperature > 0 (not named in the paper; 0.03 in its released code).
         init: "norm" starts from the L2 norms (Eq. 2), "ones" from ones (the paper's Table 2, graph only).
+        max_memory: bytes >= 0 of edges kept between two steps; what it does not hold is computed anew in each, so that
+            it changes memory and time, not what is kept.
 
     Raises:
         TypeError, ValueError: an argument is not one of the values above.
@@ -40,6 +38,7 @@ class GPrune(ScorePruner):
     iterations: int = 5
     temperature: float = 0.03
     init: Init = "norm"
+    max_memory: int = MAX_MEMORY
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +54,10 @@ class GPrune(ScorePruner):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03")
         check_choice("init", self.init, get_args(Init))
+        if isinstance(self.max_memory, bool) or not isinstance(self.max_memory, int) or self.max_memory < 0:
+            raise ValueError(
+                f"max_memory={self.max_memory!r}; accepted is an int >= 0, bytes; leave it out for 512 MiB"
+            )
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """S(t) / D of every token (Eq. 5): float32 [N], NaN on fixed rows."""
@@ -87,31 +90,21 @@ class GPrune(ScorePruner):
 
         A view without pairs (0 or 1 tokens) has share 0 of both: there is nothing to be degenerate.
         """
-        features = tokens.features
-        scores = features.new_full((features.shape[0],), torch.nan, dtype=torch.float32)
-        edge_share = scores.new_zeros(len(tokens.views))
-        isolated_share = edge_share.clone()
-        for indices in _batches(tokens.views):
-            rows = torch.stack([tokens.views[i].rows for i in indices])
-            scores[rows], degrees = representativeness(
-                features[rows], self.similarity, self.iterations, self.temperature, self.init
-            )
-            size = rows.shape[1]
-            if size > 1:
-                edge_share[indices] = (degrees - 1).sum(-1).float() / (size * (size - 1))
-                isolated_share[indices] = (degrees == 1).float().mean(-1)
-        return scores, edge_share, isolated_share
+        features, sizes = tokens.features, [len(view) for view in tokens.views]
+        scores = features.new_full((len(features),), torch.nan, dtype=torch.float32)
+        rows = torch.cat([view.rows for view in tokens.views]) if sizes else features.new_empty(0, dtype=torch.int64)
+        scores[rows], degrees = rank_views(
+            features[rows], sizes, self.similarity, self.iterations, self.temperature, self.init, self.max_memory
+        )
+        lengths = torch.tensor(sizes, device=features.device, dtype=torch.int64)
+        of_view = torch.arange(len(sizes), device=features.device).repeat_interleave(lengths, output_size=len(rows))
 
+        def per_view(values: Tensor) -> Tensor:
+            return torch.zeros_like(lengths).index_add_(0, of_view, values)
 
-def _batches(views: Sequence[View]) -> Iterator[list[int]]:
-    """Indices of views of equal size, so many at a time that their similarities fit in `PAIRS_AT_ONCE`."""
-    by_size: dict[int, list[int]] = defaultdict(list)
-    for i, view in enumerate(views):
-        by_size[len(view)].append(i)
-    for size, indices in by_size.items():
-        step = max(1, PAIRS_AT_ONCE // max(1, size * size))
-        for start in range(0, len(indices), step):
-            yield indices[start : start + step]
+        edges = per_view(degrees - 1) / (lengths * (lengths - 1)).clamp(min=1)
+        isolated = per_view((degrees == 1).long()) / lengths.clamp(min=1)
+        return scores, edges, isolated * (lengths > 1)
 
 
 def _check_number(name: str, value: object, accepted: str, default: float) -> None:

@@ -1,0 +1,1 @@
+"""Faster ways to compute what `gprune.graph` defines, chosen behind it."""
