@@ -115,3 +115,17 @@ def test_small_views_and_blocks_keep_the_same_tokens() -> None:
     together = representativeness(features[None])[0][0]
     apart = by_blocks(features, 0.5, 5, 0.03, EVERYTHING)
     assert torch.equal(together.topk(150).indices.sort().values, apart.topk(150).indices.sort().values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 127, 128, 129, 400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_is_the_product(count: int, dtype: torch.dtype) -> None:
+    vectors = features_of(count).to(dtype)
+    torch.testing.assert_close(blocks.gram(vectors), vectors @ vectors.T)
+
+
+@pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 400])
+def test_nearest_is_the_largest_product_with_another(count: int) -> None:
+    vectors = features_of(count)
+    products = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
+    torch.testing.assert_close(blocks.nearest(vectors), products.amax(1))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gprune import DivPrune, View, VisualTokens
+from gprune.pruners.divprune import farthest_first
 
 
 def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -49,6 +50,13 @@ def greedy(tokens: Tensor, k: int) -> list[int]:
 
 def kept(tokens: Tensor, k: int) -> list[int]:
     return DivPrune(k).select(tokens).kept.tolist()
+
+
+@pytest.mark.parametrize("make", [features, clustered])
+@pytest.mark.parametrize("seed", range(5))
+def test_without_memory_for_all_similarities_it_keeps_the_same(make, seed):
+    directions = torch.nn.functional.normalize(make(200, seed=seed), dim=-1)
+    assert torch.equal(farthest_first(directions, 60, max_memory=0), farthest_first(directions, 60))
 
 
 @pytest.mark.parametrize("make", [features, clustered])

@@ -122,6 +122,27 @@ class BlockedGraph:
         return cosine.sub_(1).div_(self._temperature).exp_().masked_fill_(~edges, 0), edges
 
 
+def gram(vectors: Tensor) -> Tensor:
+    """All products of pairs of vectors, floating [N, N] of [N, d]."""
+    products = vectors.new_empty(len(vectors), len(vectors))
+    for block in _blocks(len(vectors)):
+        part = vectors[block] @ vectors[block.start :].T
+        products[block, block.start :] = part
+        products[block.stop :, block] = part[:, len(part) :].T
+    return products
+
+
+def nearest(vectors: Tensor) -> Tensor:
+    """The largest product of each vector with another, floating [N] of [N, d]; -inf for one alone."""
+    found = vectors.new_full((len(vectors),), -torch.inf)
+    for block in _blocks(len(vectors)):
+        part = vectors[block] @ vectors[block.start :].T
+        part.diagonal().fill_(-torch.inf)
+        found[block] = torch.maximum(found[block], part.amax(1))
+        found[block.start :] = torch.maximum(found[block.start :], part.amax(0))
+    return found
+
+
 def directions(features: Tensor) -> Tensor:
     """Features over their norms: float32 [..., N, d]; NaN where the norm is 0, which is similar to nothing."""
     features = features.float()

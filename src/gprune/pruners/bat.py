@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..kernels.blocks import gram
 from ..tokens import VisualTokens
 from .base import Need, Pruner, Selection
 
@@ -94,7 +95,7 @@ class BAT(Pruner):
 def cosine_distance(features: Tensor) -> Tensor:
     """float64 [n, n], so that near copies have an order: one minus cosine, at least 0, of features [n, d]."""
     directions = normalize(features.double(), dim=-1)
-    return (1 - directions @ directions.T).clamp_(min=0)
+    return (1 - gram(directions)).clamp_(min=0)
 
 
 def density_peaks(distance: Tensor, count: int) -> Tensor:

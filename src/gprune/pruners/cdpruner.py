@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..kernels.blocks import gram
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
@@ -46,7 +47,7 @@ class CDPruner(SetPruner):
         features = tokens.features[view.rows].double()
         directions = normalize(features, dim=-1)
         relevant = relevance(features, tokens.questions[view.image])
-        kernel = relevant[:, None] * (directions @ directions.T) * relevant
+        kernel = relevant[:, None] * gram(directions) * relevant
         return view.rows[greedy_map(kernel, relevant, k)]
 
 

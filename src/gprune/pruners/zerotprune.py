@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..kernels.blocks import gram
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
@@ -39,7 +40,7 @@ class ZeroTPrune(SetPruner):
         """The k rows of `view` that are left: int64 [k], the most important first; ties go to the lower index."""
         keys = tokens.beside["keys"][view.rows].double()
         alike = min((len(keys) - k) // 2, k)
-        importance = pagerank((keys @ keys.T / math.sqrt(keys.shape[1])).softmax(-1))
+        importance = pagerank((gram(keys) / math.sqrt(keys.shape[1])).softmax(-1))
         order = importance.sort(descending=True, stable=True).indices[: k + alike]
         directions = normalize(keys[order], dim=-1)
         likeness = (directions[1::2] @ directions[::2].T).amax(-1)
