@@ -10,8 +10,9 @@ dtype and whether autocast is on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -131,26 +132,26 @@ def rank_views(
     """
     scores = features.new_empty(len(features), dtype=torch.float32)
     degrees = features.new_empty(len(features), dtype=torch.int64)
-    for start, size, views in _groups(sizes, max_memory):
-        rows = slice(start, start + size * views)
-        part = features[rows]
+    for size, starts in _groups(sizes, max_memory):
         if size > _SMALL:
-            found = blocks.representativeness(
+            rows = torch.arange(starts[0], starts[0] + size, device=features.device)
+            part = features[starts[0] : starts[0] + size]
+            scores[rows], degrees[rows] = blocks.representativeness(
                 part, initial_scores(part, init), similarity, iterations, temperature, max_memory
             )
         else:
-            found = representativeness(part.view(views, size, -1), similarity, iterations, temperature, init)
-        scores[rows], degrees[rows] = (each.flatten() for each in found)
+            rows = torch.tensor(starts)[:, None].add(torch.arange(size)).to(features.device)
+            scores[rows], degrees[rows] = representativeness(features[rows], similarity, iterations, temperature, init)
     return scores, degrees
 
 
-def _groups(sizes: Sequence[int], max_memory: int) -> Iterator[tuple[int, int, int]]:
-    """First row, size and number of adjacent views of one size: so many small ones that their pairs fit in memory."""
-    start = 0
-    for size, views in groupby(size for size in sizes if size):
-        left = len(list(views))
+def _groups(sizes: Sequence[int], max_memory: int) -> Iterator[tuple[int, list[int]]]:
+    """Sizes, and the first rows of views of that size: one large view, or as many small ones as fit in memory."""
+    starts: dict[int, list[int]] = defaultdict(list)
+    for size, start in zip(sizes, accumulate(sizes, initial=0), strict=False):
+        starts[size].append(start)
+    starts.pop(0, None)
+    for size, of_size in starts.items():
         at_once = max(1, max_memory // (16 * size * size)) if size <= _SMALL else 1
-        while left:
-            yield start, size, min(left, at_once)
-            start += size * min(left, at_once)
-            left -= min(left, at_once)
+        for first in range(0, len(of_size), at_once):
+            yield size, of_size[first : first + at_once]

@@ -101,9 +101,14 @@ class VisualTokens:
     def fixed(self) -> Tensor:
         """bool [N]: rows that are in no view, and so always kept."""
         fixed = torch.ones(self.features.shape[0], dtype=torch.bool, device=self.features.device)
-        for view in self.views:
-            fixed[view.rows] = False
+        fixed[self.rows] = False
         return fixed
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [M]: the rows of all views, one view after the other."""
+        nothing = torch.empty(0, dtype=torch.int64, device=self.features.device)
+        return torch.cat([nothing, *(view.rows for view in self.views)])
 
     def per_image(self) -> VisualTokens:
         """The same tokens with each image's views merged into one, without a grid unless it was alone."""

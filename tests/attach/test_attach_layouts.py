@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from gprune.attach.layouts import LAYOUTS
 from gprune.attach.newline import base_and_lines
+from gprune.attach.selection import marked_rows
 from gprune.attach.tiles import adjacent, grouped, overview_last, spans_of
 from gprune.attach.views import Item, scaled
 from gprune.pruners import L2Norm
@@ -37,7 +38,8 @@ def test_views_are_read_back_from_newlines(name: str, dtype: torch.dtype) -> Non
         count, views = family.layout(size)
         features = torch.randn(count, 32).to(dtype)
         features[family.tokens(features, size).fixed] = model.model.image_newline.to(dtype)
-        found = LAYOUTS[name].views(Item(model, features, {}, (0, 0)))
+        (marked,) = marked_rows([features], model.model.image_newline)
+        found = LAYOUTS[name].views(Item(model, features, {}, (0, 0), marked=marked))
         assert [(view.rows.tolist(), view.grid) for view in found] == views, size
 
 
@@ -146,10 +148,8 @@ def test_several_images_of_one_onevision_prompt() -> None:
 @pytest.mark.parametrize("rows", [[3], [20], [20, 22], [20, 25, 29], []])
 def test_features_laid_out_otherwise_are_refused(rows: list[int]) -> None:
     model = FAMILIES["llava_next"].model()
-    features = torch.randn(30, 32)
-    features[rows] = model.model.image_newline.detach()
     with pytest.raises(ValueError, match=r"30 visual tokens.*16 base tokens.*prefill_chunk_size"):
-        LAYOUTS["llava_next"].views(Item(model, features, {}, (0, 0)))
+        LAYOUTS["llava_next"].views(Item(model, torch.randn(30, 32), {}, (0, 0), marked=rows))
 
 
 def test_grid_in_the_proportions_of_the_picture() -> None:

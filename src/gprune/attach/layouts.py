@@ -14,7 +14,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..tokens import View
-from .newline import base_and_lines
+from .newline import base_and_lines, newline
 from .tiles import Joins, adjacent, overview_last
 from .views import Item, frames, frames_and_newline, two_resolutions, unordered
 
@@ -31,6 +31,7 @@ class Layout:
         joins: which neighbouring items are tiles of one image; None: each item is an image.
         video: the views of an item of the video encoder's output; None: videos cannot be pruned.
         tile: (model) -> tokens per tile, where the encoder returns all tiles of a prompt as one item.
+        mark: (model) -> the learned row, [d], whose copies among an item's features tell how it is laid out.
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
         since: the first version of transformers whose forward takes fewer visual tokens than an image has.
@@ -40,6 +41,7 @@ class Layout:
     joins: Joins | None = None
     video: Views | None = None
     tile: Callable[[PreTrainedModel], int] | None = None
+    mark: Callable[[PreTrainedModel], Tensor] | None = None
     output: str = "pooler_output"
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
     since: str = "5.19"
@@ -60,6 +62,7 @@ FLAT_CLIPS = Version(transformers.__version__) >= Version("5.20.2")
 
 ONE_VIEW = Layout()
 TILED = Layout(joins=adjacent)
+LINES = Layout(base_and_lines, mark=newline)
 WITH_VIDEO = Layout(video=frames)
 TILES_PER_PROMPT = Layout(joins=overview_last, tile=_shuffled_tile)
 
@@ -79,9 +82,9 @@ LAYOUTS: dict[str, Layout] = {
     "lfm2_vl": Layout(joins=partial(adjacent, gap=1)),
     "llama4": Layout(joins=overview_last, output="last_hidden_state", project=_projector),
     "llava": ONE_VIEW,
-    "llava_next": Layout(base_and_lines),
-    "llava_next_video": Layout(base_and_lines, video=frames if FLAT_CLIPS else None),
-    "llava_onevision": Layout(base_and_lines, video=frames_and_newline),
+    "llava_next": LINES,
+    "llava_next_video": replace(LINES, video=frames if FLAT_CLIPS else None),
+    "llava_onevision": replace(LINES, video=frames_and_newline),
     "mistral3": ONE_VIEW,
     "molmo2": Layout(two_resolutions),
     "paligemma": ONE_VIEW,

@@ -6,9 +6,15 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..tokens import View
 from .views import Item
+
+
+def newline(model: PreTrainedModel) -> Tensor:
+    """The learned row that ends every line: floating [d]."""
+    return cast(Tensor, model.base_model.image_newline)
 
 
 def base_and_lines(item: Item) -> tuple[View, ...]:
@@ -20,7 +26,7 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
     base view alone.
 
     Args:
-        item: one image of a model that has `base_model.image_newline` [d] and a square vision tower.
+        item: one image of a model with a square vision tower; the newline rows are marked.
 
     Returns:
         The base view and, where there are lines, the view of the high-resolution grid.
@@ -28,13 +34,10 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
     Raises:
         ValueError: the features are not laid out this way.
     """
-    model, features = item.model, item.features
+    model, newlines = item.model, item.marked
     config = model.config.vision_config
     side = config.image_size // config.patch_size
     base, count = side * side, len(item)
-    newline = cast(Tensor, model.base_model.image_newline)
-    newlines = features.eq(newline.to(features)).all(dim=-1).nonzero().squeeze(1).tolist()
-
     width = newlines[0] - base + 1 if newlines else 0
     lines = (count - base) // width if width > 0 else 0
     if newlines != [base + (line + 1) * width - 1 for line in range(lines)] or count != base + lines * width:
@@ -43,7 +46,7 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
             f"makes {base} base tokens, then lines of equal length that each end in the newline row; call "
             f"generate() without prefill_chunk_size, and pass the features of get_image_features unchanged"
         )
-    rows = torch.arange(count, device=features.device)
+    rows = torch.arange(count, device=item.features.device)
     views = (View(rows[:base], (side, side)),)
     if width < 2:
         return views

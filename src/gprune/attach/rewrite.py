@@ -82,7 +82,7 @@ def rewrite_call(
     shift = after - next_position(positions, columns.new, otherwise=start - state.shift)
     columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
-    if drop.any():
+    if not everything:
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
         call, columns = drop_columns(call, columns, drop, _text_token(model), padding)
         if cached and not columns.new.all():

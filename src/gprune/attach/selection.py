@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def select_visual(
     order = prompt_order(output, layout.output, placeholders)
     encoding = encoding_of(output)
     _check_beside(pruner, model, modality, encoding)
-    items = _items(layout, model, encoding, order)
+    items = _items(layout, model, modality, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
     tiled, asks = layout.joins is not None and modality == "image", "question" in pruner.needs
@@ -116,27 +116,46 @@ def select_visual(
     )
 
 
-def _items(layout: Layout, model: PreTrainedModel, encoding: Encoding, order: Sequence[int]) -> list[Item]:
+def _items(
+    layout: Layout, model: PreTrainedModel, modality: Modality, encoding: Encoding, order: Sequence[int]
+) -> list[Item]:
     """The items, or their tiles, as they follow one another in the prompts."""
     features = encoding.output[layout.output]
     if layout.project is not None:
         features = layout.project(model, features)
+    # Read off the device at once, not image by image.
+    arguments = {
+        name: value if value.is_floating_point() else value.cpu()
+        for name, value in encoding.arguments.items()
+        if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
+    }
+    marked = marked_rows(features, layout.mark(model)) if layout.mark is not None and modality == "image" else None
     items = []
     for index in order:
-        told = {
-            name: value[index]
-            for name, value in encoding.arguments.items()
-            if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
-        }
+        told = {name: value[index] for name, value in arguments.items()}
         tiles = [features[index]] if layout.tile is None else features[index].split(layout.tile(model))
         # Where an item is all of a prompt, a prompt of text has an empty one.
         read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.beside.items()}
         items += [
-            Item(model, tile, told, (index, number), {name: values[number] for name, values in read.items()})
+            Item(
+                model,
+                tile,
+                told,
+                (index, number),
+                {name: values[number] for name, values in read.items()},
+                () if marked is None else marked[index],
+            )
             for number, tile in enumerate(tiles)
             if len(tile)
         ]
     return items
+
+
+def marked_rows(features: Sequence[Tensor] | Tensor, mark: Tensor) -> list[list[int]]:
+    """Of each item, floating [n, d], the rows that equal the mark, [d]."""
+    equal = torch.cat([item.eq(mark.to(item)).all(dim=-1) for item in features]).nonzero().squeeze(1).tolist()
+    ends = pairwise(accumulate((len(item) for item in features), initial=0))
+    return [[row - start for row in equal if start <= row < end] for start, end in ends]
 
 
 def _key(group: Sequence[Item]) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +21,10 @@ class Item:
         model: whose encoder it was.
         features: floating [n, d].
         arguments: what the encoder was told of this item, by the name of its argument: sizes, grids, frames;
-            empty when the features were made elsewhere.
+            empty when the features were made elsewhere. Integers are on the CPU.
         key: the same for the copies of an item that are made for beams.
         beside: what else is known of its tokens, by name: [n, ...].
+        marked: its rows that equal `Layout.mark`, ascending.
     """
 
     model: PreTrainedModel
@@ -30,6 +32,7 @@ class Item:
     arguments: dict[str, Tensor]
     key: tuple[int, int]
     beside: dict[str, Tensor] = field(default_factory=dict)
+    marked: Sequence[int] = ()
 
     def __len__(self) -> int:
         return self.features.shape[0]

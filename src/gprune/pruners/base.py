@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..kernels.ragged import top_per_view
 from ..tokens import Keep, View, VisualTokens, check_keep, kept_count
 
 if TYPE_CHECKING:
@@ -221,10 +222,11 @@ def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Sel
             "some scores are NaN or Inf although the features are finite; accepted are finite scores; "
             "look for a division by zero, or for features too large to square in float32"
         )
-    for view, k in zip(tokens.views, counts, strict=True):
-        best = scores[view.rows].sort(descending=True, stable=True).indices[:k]
-        mask[view.rows[best]] = True
-    return Selection(mask.nonzero().squeeze(1), scores)
+    rows, sizes = tokens.rows, [len(view) for view in tokens.views]
+    mask[rows[top_per_view(scores[rows], sizes, counts)]] = True
+    # The number is known, so that the device need not be asked for it.
+    number = len(mask) - len(rows) + sum(counts)
+    return Selection(mask.int().argsort(descending=True, stable=True)[:number], scores)
 
 
 def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ class GPrune(ScorePruner):
         """Say so when the graph, averaged over the views, is nearly complete or nearly empty."""
         if selection.edge_share is None or selection.isolated_share is None or not len(selection.edge_share):
             return None
-        edges, isolated = selection.edge_share.mean().item(), selection.isolated_share.mean().item()
+        edges, isolated = torch.stack([selection.edge_share.mean(), selection.isolated_share.mean()]).tolist()
         if edges > DEGENERATE_SHARE:
             finding = f"{edges:.1%} of all pairs of visual tokens are edges"
             remedy = f"raise it, for example to {(self.similarity + 1) / 2:.3g}"
@@ -92,7 +92,7 @@ class GPrune(ScorePruner):
         """
         features, sizes = tokens.features, [len(view) for view in tokens.views]
         scores = features.new_full((len(features),), torch.nan, dtype=torch.float32)
-        rows = torch.cat([view.rows for view in tokens.views]) if sizes else features.new_empty(0, dtype=torch.int64)
+        rows = tokens.rows
         scores[rows], degrees = rank_views(
             features[rows], sizes, self.similarity, self.iterations, self.temperature, self.init, self.max_memory
         )

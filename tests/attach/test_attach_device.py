@@ -1,0 +1,48 @@
+"""How often the host waits for the device, counted by the operations that read a tensor's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gprune import GPrune
+from gprune.attach import run as attach_run
+
+READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait: values read, and sizes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, indices = function._schema.name, args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        masked = any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices)
+        self.count += name in READS or (name in ("aten::index", "aten::index_put_") and masked)
+        return function(*args, **(kwargs or {}))
+
+
+def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Waits between the encoder and the LLM in the prefill of so many prompts with an image each."""
+    family = FAMILIES[name]
+    model, inputs, counter = family.model(), family.inputs((((20, 40),),) * images), Reads()
+    rewrite = attach_run.rewrite_call
+
+    def counted(*arguments: Any) -> Any:
+        with counter:
+            return rewrite(*arguments)
+
+    with monkeypatch.context() as patch, GPrune(keep=0.5)(model), torch.no_grad():
+        patch.setattr(attach_run, "rewrite_call", counted)
+        model(**inputs)
+    return counter.count
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])
+def test_the_host_waits_no_more_often_for_many_images_than_for_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reads(name, 12, monkeypatch) == reads(name, 1, monkeypatch) > 0
