@@ -162,6 +162,15 @@ def test_views_are_covered_apart_and_fixed_rows_count_for_nothing():
     assert chosen == [*sorted(first), 16, *sorted(17 + i for i in second)]
 
 
+def test_with_image_scope_a_view_need_not_repeat_what_another_has():
+    """Two views of the same eight regions: apart, each keeps the same four; together, every region is kept once."""
+    tokens = torch.eye(8)[[*range(8), 0, *range(8)]]
+    views = (View(torch.arange(8), (2, 4)), View(torch.arange(9, 17), (2, 4)))
+    seen = VisualTokens(tokens, views, (17,))
+    assert GraphCover(8).select(seen).kept.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12]
+    assert GraphCover(8, scope="image").select(seen).kept.tolist() == [*range(8), 8]
+
+
 def test_autocast_changes_nothing():
     tokens = features(60)
     with torch.autocast("cpu", dtype=torch.bfloat16):
