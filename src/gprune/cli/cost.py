@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .models import read_config
-from .options import AsJson, Keeps, Methods, checking_input, print_json, print_table, read_list, read_pruners
+from .options import AsJson, Keeps, Methods, checking_input, print_json, print_table, read_list, read_pruners, read_size
 
 if TYPE_CHECKING:
     from ..pruners import Pruner
@@ -34,7 +33,7 @@ def cost(
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
     runs: list[tuple[str, Pruner | None]] = [("none", None), *read_pruners(method, keep)]
-    sizes = read_list(image_size, "image-size", _size)
+    sizes = read_list(image_size, "image-size", read_size)
     from ..architectures import ARCHITECTURES
     from ..cost import cost as count
 
@@ -63,13 +62,6 @@ def cost(
         columns = ("method", "keep", "visual", "prompt", "TFLOPs", "share", "KV cache")
         caption = "FLOPs (2 per multiply-add) up to the first new token. --json has its parts and a decode step."
         print_table(columns, [_cells(row, rows[0]["flops"]) for row in rows], caption)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not WIDTHxHEIGHT, for example 640x480")
-    return int(match[2]), int(match[1])
 
 
 def _cells(row: dict[str, Any], unpruned: int) -> list[str]:

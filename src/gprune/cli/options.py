@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +76,14 @@ def _every_method(masks_known: bool) -> list[str]:
     return [name for name, kind in PRUNERS.items() if masks_known or "place" not in kind.needs]
 
 
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels, written as WIDTHxHEIGHT."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not WIDTHxHEIGHT, for example 640x480")
+    return int(match[2]), int(match[1])
+
+
 def check_output(path: Path, *endings: str) -> None:
     """Refuse the path of an output file before any work is done."""
     if endings and path.suffix.lower() not in endings:
@@ -82,6 +92,33 @@ def check_output(path: Path, *endings: str) -> None:
         raise WrongInput(f"output {path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise WrongInput(f"output {path} is a folder or cannot be written; give another name")
+
+
+def output_files(output: Path) -> list[Path]:
+    """OUTPUT.json and OUTPUT.md, whether or not one of the endings was given."""
+    stem = output.with_suffix("") if output.suffix in (".json", ".md") else output
+    files = [stem.parent / f"{stem.name}{ending}" for ending in (".json", ".md")]
+    for file in files:
+        check_output(file)
+    return files
+
+
+def possible(model: Any, runs: list[tuple[str, Pruner | None]]) -> tuple[list[tuple[str, Pruner | None]], list[str]]:
+    """The runs that this model allows, and of the others why not; an error if there are none."""
+    found: list[tuple[str, Pruner | None]] = []
+    reasons = []
+    for name, pruner in runs:
+        try:
+            if pruner is not None:
+                pruner.attach(model).detach()
+            found.append((name, pruner))
+        except (ValueError, TypeError) as error:
+            reasons.append(f"{name}: {error}")
+    if reasons and all(pruner is None for _, pruner in found):
+        raise WrongInput(reasons[0])
+    for reason in reasons:
+        print(f"gprune: left out, {reason}", file=sys.stderr)
+    return found, reasons
 
 
 def print_json(rows: list[dict[str, Any]]) -> None:

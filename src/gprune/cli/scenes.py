@@ -18,7 +18,8 @@ from .options import (
     Methods,
     Model,
     WrongInput,
-    check_output,
+    output_files,
+    possible,
     print_json,
     read_pruners,
 )
@@ -54,9 +55,9 @@ def scenes(
     runs: list[tuple[str, Pruner | None]] = [("none", None)]
     for name, given in read_pruners(method, keep, masks_known=True):
         runs += [(name, each) for each in seeded(given, seeds)]
-    files = [] if output is None else _files(output)
+    files = [] if output is None else output_files(output)
     net, processor = load(model)
-    runs, impossible = _possible(net, runs)
+    runs, impossible = possible(net, runs)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,24 +88,6 @@ def scenes(
         print_json(table)
     else:
         print(text, end="")
-
-
-def _possible(model: Any, runs: list[tuple[str, Pruner | None]]) -> tuple[list[tuple[str, Pruner | None]], list[str]]:
-    """The runs that this model allows, and of the others why not; an error if there are none."""
-    possible: list[tuple[str, Pruner | None]] = []
-    reasons = []
-    for name, pruner in runs:
-        try:
-            if pruner is not None:
-                pruner.attach(model).detach()
-            possible.append((name, pruner))
-        except (ValueError, TypeError) as error:
-            reasons.append(f"{name}: {error}")
-    if reasons and all(pruner is None for _, pruner in possible):
-        raise WrongInput(reasons[0])
-    for reason in reasons:
-        print(f"gprune: left out, {reason}", file=sys.stderr)
-    return possible, reasons
 
 
 def markdown(table: list[dict[str, Any]], impossible: Sequence[str] = ()) -> str:
@@ -141,15 +124,6 @@ def markdown(table: list[dict[str, Any]], impossible: Sequence[str] = ()) -> str
 def _accuracy(values: list[float]) -> str:
     mean = f"{100 * statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
-def _files(output: Path) -> list[Path]:
-    """OUTPUT.json and OUTPUT.md, whether or not one of the endings was given."""
-    stem = output.with_suffix("") if output.suffix in (".json", ".md") else output
-    files = [stem.parent / f"{stem.name}{ending}" for ending in (".json", ".md")]
-    for file in files:
-        check_output(file)
-    return files
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:
