@@ -1,0 +1,217 @@
+"""`gprune reproduce`: the paper's tables and figures, on the embedded model or any other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .models import EMBEDDED, load
+from .options import Model, WrongInput, checking_input, read_list
+
+if TYPE_CHECKING:
+    from ..evaluate.cells import Key
+    from ..evaluate.experiments import Experiment
+    from ..evaluate.experiments.vision import Gallery
+    from ..evaluate.reproduce import Setting
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments, TOML files like theirs, or all; left out: a list of them.", metavar="NAME..."
+        ),
+    ] = None,
+    model: Model = EMBEDDED,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated, by their names in lmms-eval, instead of the paper's or of scenes."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many first documents of every task.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Instead of the experiment's. Comma-separated: 0.3 is a ratio, 100 a number of tokens."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Documents at once; left out: 16 of scenes, 1 of any other task.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for fig1b, fig5 and fig6; may be given several times.")
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(help="For fig1b, of each --image in turn: a picture that is black where the background is."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")] = Path("reproduction"),
+) -> None:
+    """Run experiments of the paper and write their tables and figures.
+
+    Finished measurements are kept in OUTPUT/cells, shared by all experiments, and not repeated.
+
+    Example: `gprune reproduce table2 fig4 --limit 140 -o reproduction`
+    """
+    if not names:
+        return _list()
+    experiments = _chosen(names)
+    measured = [each for each in experiments if each.of_cells]
+    drawn = [each for each in experiments if not each.of_cells]
+    if (image or mask) and not drawn:
+        raise WrongInput("--image and --mask are for fig1b, fig5 and fig6; name one of them, or leave them out")
+    setting = _setting(model, tasks, keep, limit)
+    with checking_input():
+        wanted = {each.name: setting.keys_of(each) for each in measured}
+        if any(each.kind != "table" for each in experiments):
+            from ..evaluate import figures  # noqa: F401  its error names the extra where matplotlib is missing
+    if drawn:
+        from ..evaluate.experiments.vision import Gallery
+
+        with checking_input():
+            gallery = Gallery(image or [], mask or [], scenes=model == EMBEDDED)
+        drawn = _with_pictures(drawn, gallery, skip=names == ["all"])
+    refused = _refused(model, wanted)
+    _check_cells(wanted, output)
+    _make(output)
+    # First what is drawn, so that its model is gone when another is loaded to measure.
+    if drawn:
+        _draw(drawn, setting, gallery, output)
+    if measured:
+        _measure(measured, setting, wanted, refused, batch_size, output)
+
+
+def _list() -> None:
+    from ..evaluate.experiments import shipped
+
+    for name, experiment in shipped().items():
+        print(f"{name:8}{experiment.title}")
+
+
+def _chosen(names: Sequence[str]) -> list[Experiment]:
+    """The experiments of these names, each once."""
+    from ..evaluate.experiments import read, shipped
+
+    known = shipped()
+    found: dict[str, Experiment] = {}
+    for name in dict.fromkeys(known if names == ["all"] else names):
+        if name not in known and not name.endswith(".toml"):
+            raise WrongInput(
+                f"experiment {name!r} is unknown; accepted are {', '.join(known)}, paths of .toml files, or all alone"
+            )
+        with checking_input():
+            experiment = known.get(name) or read(Path(name))
+        if experiment.name in found:
+            raise WrongInput(f"two experiments are called {experiment.name}, and so would be their files; rename one")
+        found[experiment.name] = experiment
+    return list(found.values())
+
+
+def _setting(model: str, tasks: str | None, keep: str | None, limit: int | None) -> Setting:
+    from ..evaluate.reproduce import Setting
+    from ..named import parse_keep
+
+    chosen = () if tasks is None else tuple(read_list(tasks, "tasks", str))
+    budgets = () if keep is None else tuple(read_list(keep, "keep", parse_keep))
+    with checking_input():
+        return Setting(model, chosen, budgets, limit)
+
+
+def _with_pictures(drawn: Sequence[Experiment], gallery: Gallery, *, skip: bool) -> list[Experiment]:
+    """The figures whose pictures are there; the others are skipped or an error."""
+    there = []
+    for experiment in drawn:
+        try:
+            gallery.check(experiment)
+            there.append(experiment)
+        except ValueError as error:
+            if not skip:
+                raise WrongInput(str(error)) from error
+            _left_out([str(error)])
+    return there
+
+
+def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
+    """The names of cells that the model does not allow, with the reason; an error if an experiment has no others."""
+    from ..evaluate.cells import BASELINE
+    from ..evaluate.reproduce import refusals
+
+    if not wanted:
+        return {}
+    with checking_input():
+        refused = refusals(model, [key for keys in wanted.values() for key in keys])
+    for keys in wanted.values():
+        pruned = [key for key in keys if key.method != BASELINE]
+        if all(key.name in refused for key in pruned):
+            raise WrongInput(refused[pruned[0].name])
+    _left_out(dict.fromkeys(refused.values()))
+    return refused
+
+
+def _make(folder: Path) -> None:
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"output {folder} cannot be made a folder ({error}); give another name") from error
+    if not os.access(folder, os.W_OK):
+        raise WrongInput(f"output {folder} cannot be written to; give another name")
+
+
+def _check_cells(wanted: dict[str, list[Key]], output: Path) -> None:
+    """Find damaged cells, and tasks that are unknown, before anything is measured."""
+    from ..evaluate.cells import load as load_cell
+    from ..evaluate.reproduce import check_tasks
+
+    with checking_input():
+        check_tasks([key for keys in wanted.values() for key in keys if load_cell(key, output / "cells") is None])
+
+
+def _draw(drawn: Sequence[Experiment], setting: Setting, gallery: Gallery, output: Path) -> None:
+    from ..evaluate.experiments.vision import Vision
+    from ..evaluate.reproduce import write_drawn
+
+    vision = Vision(*load(setting.model))
+    for experiment in drawn:
+        with checking_input():
+            path, left_out = write_drawn(experiment, setting, vision, gallery, output)
+        _left_out(left_out)
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def _measure(
+    measured: Sequence[Experiment],
+    setting: Setting,
+    wanted: dict[str, list[Key]],
+    refused: dict[str, str],
+    batch_size: int | None,
+    output: Path,
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..evaluate.reproduce import measurer, write_measured
+    from ..evaluate.runs import run
+
+    possible = {name: [key for key in keys if key.name not in refused] for name, keys in wanted.items()}
+    measure = measurer(batch_size)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=sum(map(len, possible.values())))
+        for experiment in measured:
+            cells = run(
+                possible[experiment.name],
+                output / "cells",
+                measure,
+                started=lambda key: progress.update(bar, description=f"{key.task} {key.method} keep={key.keep}"),
+                finished=lambda cell: progress.advance(bar),
+            )
+            reasons = dict.fromkeys(refused[key.name] for key in wanted[experiment.name] if key.name in refused)
+            path = write_measured(experiment, setting, cells, list(reasons), output)
+            progress.console.print(f"wrote {path}", highlight=False)
+
+
+def _left_out(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        print(f"gprune: left out, {reason}", file=sys.stderr)
