@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -22,8 +24,8 @@ from .kernels import blocks
 
 Init = Literal["norm", "ones"]
 
-MAX_MEMORY = 512 * 2**20
-"""Bytes of edges kept between two steps."""
+MAX_MEMORY = {"cpu": 2**29, "cuda": 2**30}
+"""Bytes of edges kept between two steps, by kind of device. 32 LLaVA-NeXT images have 0.72 GB of them."""
 
 _SMALL = 512
 """Tokens of a view up to which all its pairs at once are as fast as blocks of them."""
@@ -114,22 +116,30 @@ def rank_views(
     iterations: int = 5,
     temperature: float = 0.03,
     init: Init = "norm",
-    max_memory: int = MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`representativeness` of views of any sizes, one after the other.
 
-    Small views are ranked together, all pairs at once; larger ones by blocks of rows (`gprune.kernels.blocks`), in
-    memory that grows with N and not with N * N once `max_memory` is used up.
+    On an NVIDIA GPU all views are ranked in one sequence of launches (`gprune.kernels.cuda`, where Triton is there).
+    Elsewhere small views are ranked together, all pairs at once, and larger ones by blocks of rows
+    (`gprune.kernels.blocks`). Memory grows with N and not with N * N once `max_memory` is used up.
 
     Args:
         features: floating [T, d], finite; T is the sum of `sizes`.
         sizes: tokens of each view, which exchange nothing.
         similarity, iterations, temperature, init: see `representativeness`.
-        max_memory: bytes of edges kept between steps; what it does not hold is computed anew in each.
+        max_memory: bytes of edges kept between steps; what it does not hold is computed anew in each. None is 512 MiB,
+            on a GPU 1 GiB.
 
     Returns:
         Scores, float32 [T], and degrees, int64 [T].
     """
+    if max_memory is None:
+        max_memory = MAX_MEMORY.get(features.device.type, MAX_MEMORY["cpu"])
+    if _has_kernels(features.device):
+        from .kernels import cuda
+
+        return cuda.representativeness(features, sizes, similarity, iterations, temperature, init, max_memory)
     scores = features.new_empty(len(features), dtype=torch.float32)
     degrees = features.new_empty(len(features), dtype=torch.int64)
     for size, starts in _groups(sizes, max_memory):
@@ -143,6 +153,14 @@ def rank_views(
             rows = torch.tensor(starts)[:, None].add(torch.arange(size)).to(features.device)
             scores[rows], degrees[rows] = representativeness(features[rows], similarity, iterations, temperature, init)
     return scores, degrees
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether this is a GPU that the kernels are written for, and Triton is there."""
+    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return find_spec("triton") is not None
 
 
 def _groups(sizes: Sequence[int], max_memory: int) -> Iterator[tuple[int, list[int]]]:

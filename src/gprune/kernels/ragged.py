@@ -43,7 +43,7 @@ def top_per_view(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) ->
     """
     if sum(sizes) != len(scores):
         raise ValueError(
-            f"sizes={list(sizes)} adds up to {sum(sizes)} but there are {len(scores)} scores; give the size of every view"
+            f"sizes={list(sizes)} adds up to {sum(sizes)} but there are {len(scores)} scores; give every view's size"
         )
     if len(counts) != len(sizes) or not all(0 <= count <= size for count, size in zip(counts, sizes, strict=True)):
         raise ValueError(

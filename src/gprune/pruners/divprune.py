@@ -36,7 +36,7 @@ class DivPrune(SetPruner):
             return view.rows[farthest_first(directions, k)]
 
 
-def farthest_first(directions: Tensor, k: int, max_memory: int = MAX_MEMORY) -> Tensor:
+def farthest_first(directions: Tensor, k: int, max_memory: int = MAX_MEMORY["cpu"]) -> Tensor:
     """Greedy max-min over float32 [N, d], k of them: int64 [k], in the order chosen.
 
     Args:

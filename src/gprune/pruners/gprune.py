@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..graph import MAX_MEMORY, Init, rank_views
+from ..graph import Init, rank_views
 from ..tokens import VisualTokens
 from .base import ScorePruner, Selection, check_choice, keep_top
 
@@ -28,7 +28,7 @@ class GPrune(ScorePruner):
         temperature: softmax temperature > 0 (not named in the paper; 0.03 in its released code).
         init: "norm" starts from the L2 norms (Eq. 2), "ones" from ones (the paper's Table 2, graph only).
         max_memory: bytes >= 0 of edges kept between two steps; what it does not hold is computed anew in each, so that
-            it changes memory and time, not what is kept.
+            it changes memory and time, not what is kept. None is 512 MiB, on a GPU 1 GiB.
 
     Raises:
         TypeError, ValueError: an argument is not one of the values above.
@@ -38,7 +38,7 @@ class GPrune(ScorePruner):
     iterations: int = 5
     temperature: float = 0.03
     init: Init = "norm"
-    max_memory: int = MAX_MEMORY
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,9 +54,9 @@ class GPrune(ScorePruner):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03")
         check_choice("init", self.init, get_args(Init))
-        if isinstance(self.max_memory, bool) or not isinstance(self.max_memory, int) or self.max_memory < 0:
+        if self.max_memory is not None and (type(self.max_memory) is not int or self.max_memory < 0):
             raise ValueError(
-                f"max_memory={self.max_memory!r}; accepted is an int >= 0, bytes; leave it out for 512 MiB"
+                f"max_memory={self.max_memory!r}; accepted are bytes, an int >= 0; leave it out for 512 MiB"
             )
 
     def score(self, tokens: VisualTokens) -> Tensor:
