@@ -36,7 +36,7 @@ BATCHES = (1, 8, 32)
 CLUSTERS = 64
 """Directions that the tokens are scattered about: one in 64 pairs is an edge."""
 REPEATS = 5
-PATIENCE = 60.0
+PATIENCE = {"cpu": 60.0, "cuda": 1.0}
 """Seconds that a call may take by its number of operations; those above are left out."""
 ROOM = 0.4
 """Share of the machine's memory that a call may take."""
@@ -92,12 +92,12 @@ def memory(form: str, count: int) -> float:
     return {"released form": 5, "gprune": 0, "X X^T": 1}[form] * 4.0 * count * count
 
 
-def features_of(batch: int, count: int, width: int, device: str) -> Tensor:
-    """Tokens of `CLUSTERS` regions: [batch * count, width], float32 on a CPU, bfloat16 on a GPU."""
+def clustered_on(device: str, count: int, width: int) -> Tensor:
+    """Tokens of `CLUSTERS` regions: [count, width], float32 on a CPU, bfloat16 on a GPU."""
     generator = torch.Generator(device).manual_seed(0)
     centres = torch.randn(CLUSTERS, width, generator=generator, device=device)
-    members = torch.randint(CLUSTERS, (batch * count,), generator=generator, device=device)
-    noise = torch.randn(batch * count, width, generator=generator, device=device)
+    members = torch.randint(CLUSTERS, (count,), generator=generator, device=device)
+    noise = torch.randn(count, width, generator=generator, device=device)
     return noise.mul_(0.6).add_(centres[members]).to(torch.float32 if device == "cpu" else torch.bfloat16)
 
 
@@ -136,7 +136,7 @@ def _resident(field: str) -> int:
 def gemm_rate(device: str) -> float:
     """Floating-point operations per second of a large product in the dtype of the features: the best of five."""
     size = 4096 if device == "cpu" else 8192
-    square = features_of(1, size, size, device)
+    square = clustered_on(device, size, size)
     return 2 * size**3 / min(seconds(lambda: square @ square, device) for _ in range(REPEATS))
 
 
@@ -153,7 +153,7 @@ def measure(device: str, rate: float) -> list[Row]:
                 forms = {
                     name: form
                     for name, form in FORMS.items()
-                    if batch * operations(name, count, width) < PATIENCE * rate
+                    if batch * operations(name, count, width) < PATIENCE[device] * rate
                     and memory(name, count) + 4.0 * batch * count * width < room
                 }
                 if "gprune" in forms:
@@ -164,7 +164,7 @@ def measure(device: str, rate: float) -> list[Row]:
 
 def compare(forms: dict[str, Form], batch: int, count: int, width: int, device: str, rate: float) -> list[Row]:
     """The forms in turn, again and again, on the same features; a call of more than five seconds is timed once."""
-    features = features_of(batch, count, width, device)
+    features = clustered_on(device, batch * count, width)
     print(f"N={count} d={width} batch={batch}: ", end="", file=sys.stderr, flush=True)
     needs = {name: peak(lambda form=form: form(features, batch, count), device) for name, form in forms.items()}  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in forms}
