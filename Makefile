@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Large blocks kept by the allocator: about twice as fast on a CPU, where every step otherwise maps fresh pages.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help venv demo test test-transformers-min lint scenes train clean
+.PHONY: help venv demo test test-transformers-min test-eval lint scenes reproduce bench bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -28,8 +28,8 @@ lint: venv  ## Ruff and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## Everything that must hold
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: lint  ## Everything that must hold; GPU kernels in Triton's interpreter
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto
 
 test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto
@@ -39,12 +39,42 @@ test-transformers-min: .venv-min/ready  ## The tests with the lowest supported t
 	.venv-min/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[draw,test]' 'transformers==5.19.0'
 	touch $@
 
+test-eval: .venv-eval/ready  ## The tests of what runs on lmms-eval, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest -n auto tests/evaluate/test_answers.py tests/evaluate/test_lmms.py \
+		tests/evaluate/test_harness.py tests/evaluate/test_eval.py
+
+# lmms-eval brings torchvision, and timm on top. Where torchvision is of another build than PyTorch, as beside a CPU build,
+# it cannot be imported, nor can what looks for the two: transformers and accelerate. Without them all works.
+.venv-eval/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-eval
+	.venv-eval/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test]'
+	.venv-eval/bin/python -c 'import torchvision' 2>/dev/null || .venv-eval/bin/pip uninstall --quiet --yes torchvision timm
+	touch $@
+
 scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
+
+reproduce: venv  ## The paper's tables and figures on the embedded model; delete the folder's cells to measure anew
+	$(BIN)/gprune reproduce all -o benchmarks/results/reproduction
+
+bench: venv  ## The table of docs/throughput.md: how fast the embedded model answers on this CPU
+	CUDA_VISIBLE_DEVICES= $(BIN)/gprune bench -o benchmarks/results/throughput_cpu
+
+bench-gpu-throughput: venv  ## The paper's throughput column, on a GPU: its architecture with random weights
+	$(BIN)/gprune bench --model llava-next-8b -o benchmarks/results/throughput_gpu
+
+bench-kernels: venv  ## The ranking beside the released form and the bare product; the selection beside the prefill
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/selection.py
+
+bench-gpu: venv  ## All rows that need a GPU, in under eight minutes: kernels, selection, the paper's throughput column
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/selection.py
+	$(MAKE) bench-gpu-throughput
 
 train: venv  ## Train the embedded model from its seed (resumable; some 90 minutes on two cores)
 	$(TRAIN_ENV) $(BIN)/python -m gprune.scenes.train --out runs/scenes
 
 clean:  ## Everything that was made, but not the trained runs
-	rm -rf .venv .venv-min demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-min .venv-eval demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+Chat = Sequence[Mapping[str, Any]]
+"""A conversation as chat templates read it: messages with a "role" and a "content", a list of parts that are
+{"type": "text", "text": ...} or {"type": "image", "image": a picture}."""
+
 
 def build_inputs(model: Any, processor: Any, asked: Sequence[tuple[Sequence[Image.Image], str]]) -> Any:
-    """Tensors of a batch of prompts, on the model's device and in its dtype.
+    """Tensors of a batch of questions, on the model's device and in its dtype.
 
     Args:
         model: a model.
@@ -19,13 +23,32 @@ def build_inputs(model: Any, processor: Any, asked: Sequence[tuple[Sequence[Imag
     Returns:
         What the processor returns; prompts of different lengths are padded.
     """
-    prompts = []
-    for images, question in asked:
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-        prompts.append(
-            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        )
-    pictures = [picture for images, _ in asked for picture in images]
-    # A single prompt needs no padding, and not every tokenizer has a token for it.
-    inputs = processor(images=pictures, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
+    return build_chat_inputs(model, processor, [ask(images, question) for images, question in asked])
+
+
+def ask(images: Sequence[Image.Image], question: str) -> Chat:
+    """A conversation of one message: the pictures, then the question about them."""
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def build_chat_inputs(model: Any, processor: Any, chats: Sequence[Chat]) -> Any:
+    """Tensors of a batch of conversations that the model is to go on with, on its device and in its dtype.
+
+    Args:
+        model: a model.
+        processor: its processor, with a chat template.
+        chats: with any number of pictures each, or none.
+
+    Returns:
+        What the processor returns; prompts of different lengths are padded.
+    """
+    inputs = processor.apply_chat_template(
+        [[dict(message) for message in chat] for chat in chats],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        # A single prompt needs no padding, and not every tokenizer has a token for it.
+        processor_kwargs={"padding": len(chats) > 1, "return_tensors": "pt"},
+    )
     return inputs.to(model.device, model.dtype)

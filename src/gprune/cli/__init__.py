@@ -10,9 +10,12 @@ from typing import NoReturn
 import typer
 
 from .ask import ask
+from .bench import bench
 from .cost import cost
+from .eval import evaluate
 from .methods import methods
 from .options import WrongInput
+from .reproduce import reproduce
 from .scenes import scenes
 from .show import show
 
@@ -23,8 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, cost, methods):
+for command in (ask, show, scenes, cost, bench, methods, reproduce):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,5 @@
+"""`python -m gprune`, as launchers of several processes start it."""
+
+from .cli import main
+
+main()

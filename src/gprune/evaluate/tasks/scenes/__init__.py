@@ -1,0 +1,1 @@
+"""The embedded benchmark as a task of lmms-eval."""
