@@ -38,7 +38,7 @@ LARGEST_OF_A_BATCH = 2880
 CLUSTERS = 64
 """Directions that the tokens are scattered about: one in 64 pairs is an edge."""
 REPEATS = 5
-PATIENCE = {"cpu": 70.0, "cuda": 1.0}
+PATIENCE = {"cpu": 20.0, "cuda": 1.0}
 """Seconds that a call may take by its number of operations; those above are left out."""
 ROOM = 0.4
 """Share of the machine's memory that a call may take."""

@@ -62,7 +62,6 @@ def test_what_the_processor_refuses_is_an_error_and_the_others_are_answered(
     answers = answer(*embedded, None, [chats[0], refused, chats[1]], SHORT)
     assert [each.text for each in answers] == ["03", "", "circle"]
     assert [each.error is None for each in answers] == [True, False, True]
-    assert "ValueError" in str(answers[1].error)
 
 
 def test_flops_are_the_mean(embedded: tuple[Any, Any], chats: list[Chat]) -> None:

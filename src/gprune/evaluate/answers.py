@@ -57,7 +57,7 @@ def answer(
     """
     try:
         inputs = build_chat_inputs(model, processor, chats)
-    except ValueError as error:
+    except Exception as error:  # what a processor raises for a prompt that it cannot read depends on its version
         if len(chats) == 1:
             return [Answer(error=describe(error))]
         return [each for chat in chats for each in answer(model, processor, run, [chat], given)]
