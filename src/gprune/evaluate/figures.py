@@ -94,7 +94,8 @@ def curves(cells: Sequence[Cell], columns: Sequence[str], across: str) -> Image.
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=9)
+    columns = min(len(labels), 5 if len(panels) > 1 else 3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return _painted(figure)
 
 

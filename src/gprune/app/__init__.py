@@ -1,0 +1,1 @@
+"""The web page: look at what a method throws away, and ask what is left."""

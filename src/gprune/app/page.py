@@ -1,0 +1,316 @@
+"""The page itself, in Gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..images import open_image
+from . import markup, snippet
+from .curves import ACCURACY, AXES, categories, curve
+from .examples import examples
+from .panels import MAX_SHEETS
+from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
+
+try:
+    import gradio as gr
+    from pandas import DataFrame  # a dependency of Gradio
+except ImportError as error:
+    raise ImportError("the web page needs gradio, which is not installed; pip install 'gprune[app]'") from error
+
+MAX_FILE_SIZE = "20mb"
+SESSIONS = 100
+"""Users whose pictures are remembered at once; the one who came first is forgotten first."""
+HOUR = 3600
+"""Seconds after which the files of uploads and pictures are deleted."""
+WRONG = (ValueError, TypeError, RuntimeError, OSError)
+"""What the library raises for input that it cannot use."""
+
+
+class Handlers:
+    """What happens on the page; all that a user has is in the `Subject` of the session."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def upload(self, path: str | None) -> tuple[Subject | None, Any, str]:
+        """A new picture, or why it is none; the old one is gone either way."""
+        if path is None:
+            return None, None, markup.message("Drop a picture, paste one, or pick an example.")
+        try:
+            return Subject(open_image(path), Path(path).name), gr.skip(), ""
+        except WRONG as error:
+            # Where the server keeps the file is nobody's business.
+            return None, None, markup.error(str(error).replace(path, Path(path).name))
+
+    def example(self, number: int) -> tuple[Subject, Any, str, str]:
+        """One of the examples and its question."""
+        chosen = examples()[number]
+        return Subject(chosen.picture, chosen.name, chosen.origin), chosen.picture, "", chosen.question
+
+    def pick(self, event: gr.SelectData) -> tuple[Subject, Any, str, str]:
+        """The example that was clicked."""
+        return self.example(event.index)
+
+    def preview(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> list[Any]:
+        """Per method: whether its column is there, its caption, its pictures."""
+        updates: list[Any] = []
+        if subject is not None:
+            try:
+                for panel in self.studio.preview(subject, question, methods, keep):
+                    updates += [gr.Column(visible=True), markup.caption(panel), *_filled(panel.pictures)]
+            except WRONG as error:
+                updates = [gr.Column(visible=True), markup.error(error), *_filled([])]
+        empty = [gr.Column(visible=False), "", *_filled([])]
+        return updates + empty * (MAX_METHODS - len(updates) // len(empty))
+
+    def code(
+        self, subject: Subject | None, question: str, methods: list[str], keep: float, iterations: int
+    ) -> tuple[str, str]:
+        """The program and the commands."""
+        try:
+            if subject is None or not self.studio.pruners(methods, keep):
+                return "", ""
+        except WRONG:
+            return "", ""
+        given = self.studio.name, subject.name, question, methods, float(keep)
+        program = snippet.python(*given, MAX_NEW_TOKENS)
+        return program, snippet.commands(*given, int(iterations), MAX_NEW_TOKENS, subject.origin)
+
+    def heat(self, subject: Subject | None, question: str, iterations: int) -> list[Any]:
+        """The heatmaps; what was said of a patch is no longer true."""
+        forgotten = gr.Image(None, visible=False)
+        if subject is None:
+            return [*_filled([]), forgotten, ""]
+        try:
+            heats = self.studio.heat(subject, question, int(iterations))
+        except WRONG as error:
+            return [*_filled([]), forgotten, markup.error(error)]
+        return [*_filled(heats), forgotten, markup.message("Click a patch, here or above.")]
+
+    def look(
+        self, number: int, subject: Subject | None, question: str, iterations: int, place: Sequence[float]
+    ) -> tuple[Any, Any]:
+        """The neighbours of the patch that was clicked at a place in a picture of this number."""
+        if subject is None:
+            return gr.skip(), gr.skip()
+        try:
+            found = self.studio.look(subject, question, int(iterations), number, (float(place[0]), float(place[1])))
+        except WRONG as error:
+            return gr.skip(), markup.error(error)
+        if found is None:
+            return gr.skip(), gr.skip()
+        return gr.Image(found.picture, visible=True), markup.patch(found)
+
+    def ask(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> Iterator[str]:
+        """The answers, as they come."""
+        if subject is None:
+            yield markup.error("There is no picture; drop one, or pick an example.")
+            return
+        try:
+            for answers in self.studio.ask(subject, question, methods, keep):
+                yield markup.answers(answers, float(keep))
+        except WRONG as error:
+            yield markup.error(error)
+
+    def curves(self, methods: list[str], category: str) -> list[Any]:
+        """The measured curves, or why there are none."""
+        try:
+            return [*(DataFrame(curve(methods, category, across)) for across in AXES), ""]
+        except WRONG as error:
+            return [*[None] * len(AXES), markup.error(error)]
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page for a model."""
+    do = Handlers(studio)
+    with gr.Blocks(title="gprune", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        subject = gr.State(None)  # forgotten an hour after the page is closed
+        gr.HTML(markup.header(studio.name), elem_id="header", padding=False)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                picture = gr.Image(
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    label="Picture",
+                    height=260,
+                    buttons=["fullscreen"],
+                    elem_id="picture",
+                )
+                # As it was uploaded: gprune opens it and says what is wrong with it. Not by a subclass, of which
+                # Gradio would write an interface file beside this one.
+                picture.preprocess = _path_of
+                status = gr.HTML(elem_id="status", padding=False)
+                gallery = gr.Gallery(
+                    [each.picture for each in examples()],
+                    format="png",
+                    show_label=False,
+                    columns=5,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="examples",
+                )
+                question = gr.Textbox(label="Question", max_lines=3, elem_id="question")
+                methods = gr.Dropdown(
+                    studio.methods,
+                    value=["gprune"],
+                    label=f"Methods, up to {MAX_METHODS}",
+                    multiselect=True,
+                    max_choices=MAX_METHODS,
+                    elem_id="methods",
+                )
+                keep = gr.Slider(0.05, 1, 0.5, step=0.01, label="Keep, share of the tokens", elem_id="keep")
+                ask = gr.Button("Ask", variant="primary", elem_id="ask")
+            with gr.Column(scale=5, min_width=300):
+                columns: list[Any] = []
+                with gr.Row(elem_id="kept"):
+                    for i in range(MAX_METHODS):
+                        with gr.Column(min_width=200, visible=i == 0) as column:
+                            columns += [column, gr.HTML(elem_id=f"caption-{i}", padding=False)]
+                            with gr.Row():
+                                columns += [_shown(f"kept-{i}-{number}") for number in range(MAX_SHEETS)]
+                answers = gr.HTML(elem_id="answers", padding=False)
+        with gr.Tabs():
+            with gr.Tab("Graph"):
+                iterations = gr.Slider(0, 10, 5, step=1, label="Iterations of G-Prune", elem_id="iterations")
+                with gr.Row():
+                    with gr.Column(scale=3, min_width=300), gr.Row():
+                        heat = [_shown(f"heat-{number}") for number in range(MAX_SHEETS)]
+                    with gr.Column(scale=2, min_width=300):
+                        about = gr.HTML(elem_id="patch", padding=False)
+                        around = _shown("around", visible=False)
+            with gr.Tab("Accuracy"):
+                category = gr.Dropdown(categories(), label="Questions of the scenes benchmark", elem_id="category")
+                with gr.Row():
+                    curves: list[Any] = [
+                        gr.LinePlot(
+                            x=axis,
+                            y=ACCURACY,
+                            color="method",
+                            y_lim=[0, 100],
+                            min_width=300,
+                            height=320,
+                            buttons=[],
+                            elem_id=f"curve-{across}",
+                        )
+                        for across, axis in AXES.items()
+                    ]
+                curves.append(gr.HTML(elem_id="uncurved", padding=False))
+            with gr.Tab("Code"):
+                program = gr.Code(language="python", label="Python", elem_id="python")
+                commands = gr.Code(language="shell", label="Command line", elem_id="commands")
+
+        chosen = [subject, question, methods, keep]
+        previews: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] = (do.preview, chosen, columns)
+        heats = (do.heat, [subject, question, iterations], [*heat, around, about])
+        codes = (do.code, [*chosen, iterations], [program, commands])
+
+        # Gradio reads the annotation to know that the place of the click is wanted.
+        def look_first(subject: Subject | None, question: str, iterations: int, event: gr.SelectData) -> Any:
+            return do.look(0, subject, question, iterations, event.index)
+
+        def look_second(subject: Subject | None, question: str, iterations: int, event: gr.SelectData) -> Any:
+            return do.look(1, subject, question, iterations, event.index)
+
+        # The last position of a slider counts, and nobody waits for those before it.
+        live: dict[str, Any] = {
+            "show_progress": "hidden",
+            "trigger_mode": "always_last",
+            "concurrency_limit": 8,
+            "api_visibility": "private",
+        }
+        opened = [
+            picture.upload(do.upload, picture, [subject, picture, status], **live),
+            picture.clear(lambda: do.upload(None), None, [subject, picture, status], **live),
+            gallery.select(do.pick, None, [subject, picture, status, question], **live),
+            page.load(partial(do.example, 0), None, [subject, picture, status, question], **live),
+        ]
+        for event in opened:
+            event.then(lambda: "", None, answers, **live)
+            event.then(*previews, **live)
+            event.then(*heats, **live)
+            event.then(*codes, **live)
+        gr.on([methods.change, keep.change, question.blur], *previews, **live)
+        gr.on([methods.change, keep.change, question.change, iterations.change], *codes, **live)
+        gr.on([page.load, methods.change, category.change], do.curves, [methods, category], curves, **live)
+        iterations.change(*heats, **live)
+        looked = [subject, question, iterations]
+        clicked = [look_first, look_second]
+        for i, shown in enumerate([image for image in (*columns, *heat) if isinstance(image, gr.Image)]):
+            shown.select(clicked[i % MAX_SHEETS], looked, [around, about], **live)
+        asked = gr.on(
+            [ask.click, question.submit], do.ask, chosen, answers, show_progress="minimal", api_visibility="private"
+        )
+        asked.then(*previews, **live)
+    return page
+
+
+def serve(studio: Studio, host: str, port: int | None, *, block: bool = True) -> tuple[gr.Blocks, str]:
+    """Open the page to the network interface `host`.
+
+    Args:
+        studio: of the page.
+        host: address to listen at.
+        port: to listen at; None is the first free one from 7860 on.
+        block: until it is interrupted.
+
+    Returns:
+        The page and its address.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    first = examples()[0]
+    studio.warm_up(Subject(first.picture, first.name))
+    page = build(studio)
+    _, url, _ = page.queue(max_size=SESSIONS).launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        allowed_paths=[],
+        max_file_size=MAX_FILE_SIZE,
+        state_session_capacity=SESSIONS,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        css=markup.CSS,
+    )
+    print(f"gprune looks at pictures with {studio.name} at {url}", flush=True)
+    if block:
+        page.block_thread()
+    return page, url
+
+
+def _filled(pictures: Sequence[Any]) -> list[gr.Image]:
+    """What `MAX_SHEETS` images become."""
+    return [gr.Image(picture, visible=True) for picture in pictures] + [gr.Image(None, visible=False)] * (
+        MAX_SHEETS - len(pictures)
+    )
+
+
+def _path_of(upload: Any) -> str | None:
+    return None if upload is None else upload.path
+
+
+def _shown(name: str, visible: bool = True) -> gr.Image:
+    return gr.Image(
+        format="jpeg",  # written much faster than PNG, and every move of a slider writes up to six
+        show_label=False,
+        interactive=False,
+        buttons=["fullscreen"],
+        visible=visible,
+        min_width=230,
+        elem_id=name,
+        elem_classes="panel",
+    )

@@ -1,0 +1,152 @@
+"""Pictures of the views of one image that can be clicked: patches kept, scores, neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..attach import ImageReport
+from ..draw import Box, _canvas, _check, _faded, _heated
+
+MAX_SHEETS = 2
+"""Pictures for one image."""
+
+_GAP = 10
+_CAPTION = 28
+_INK = (60, 60, 60)
+_CLICKED, _NEAR = (230, 0, 60), (255, 150, 0)
+_TWO_VIEWS = ("base view", "high-resolution grid")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch of a view: `index` is that of its token within the view, row by row."""
+
+    view: int
+    row: int
+    column: int
+    index: int
+
+
+class Sheet:
+    """Views of one image, laid out as one picture.
+
+    Args:
+        picture: as the processor got it, RGB.
+        report: of any method; its views tell the grids.
+        box: see `gprune.draw.draw`.
+        tiles: the part of the picture that each view covers, where a model cuts it into tiles.
+        views: those that are shown.
+
+    Raises:
+        ValueError: a view whose grid is unknown, or fewer tiles than views.
+    """
+
+    def __init__(
+        self,
+        picture: Image.Image,
+        report: ImageReport,
+        box: Box | None,
+        tiles: Sequence[Image.Image],
+        views: Sequence[int],
+    ) -> None:
+        grids = _check([report], [])
+        if tiles and len(tiles) < len(report.views):
+            raise ValueError(f"there are {len(tiles)} tiles for {len(report.views)} views; the views cannot be drawn")
+        self.grids = {i: grids[i] for i in views if i in grids}
+        parts: list[tuple[Image.Image, Box | None]] = [(tile, None) for tile in tiles]
+        parts = parts or [(picture, box)] * len(report.views)
+        self.canvases = {i: _canvas(parts[i][0], parts[i][1] or (0, 0, *parts[i][0].size)) for i in self.grids}
+        self._named = len(report.views) == len(_TWO_VIEWS) and not tiles
+        sizes = [canvas.size for canvas, _ in self.canvases.values()]
+        width, height = max(x for x, _ in sizes) + _GAP, max(y for _, y in sizes) + _GAP + _CAPTION
+        across = math.isqrt(len(sizes) - 1) + 1
+        self._places = {i: (n % across * width, n // across * height + _CAPTION) for n, i in enumerate(self.grids)}
+        self._size = (across * width - _GAP, -(-len(sizes) // across) * height - _GAP)
+
+    def name(self, view: int) -> str:
+        """What a view is called."""
+        rows, columns = self.grids[view]
+        name = _TWO_VIEWS[view] if self._named else f"view {view + 1}"
+        return f"{name}, {rows} x {columns}"
+
+    def kept(self, report: ImageReport) -> Image.Image:
+        """The image with dropped patches greyed out."""
+
+        def view(i: int) -> tuple[str, Image.Image]:
+            mask = np.isin(report.views[i].rows.numpy(), report.kept.numpy()).reshape(self.grids[i])
+            canvas, area = self.canvases[i]
+            return f"{self.name(i)}: {mask.sum()} of {mask.size}", _faded(canvas, mask, area)
+
+        return self._laid_out(view)
+
+    def heat(self, report: ImageReport) -> Image.Image:
+        """The image in grey under the scores of a report that has them, bright where high."""
+
+        def view(i: int) -> tuple[str, Image.Image]:
+            assert report.scores is not None
+            canvas, area = self.canvases[i]
+            return self.name(i), _heated(
+                canvas, report.scores[report.views[i].rows].reshape(self.grids[i]).numpy(), area
+            )
+
+        return self._laid_out(view)
+
+    def around(self, patch: Patch, neighbours: np.ndarray, nearest: Sequence[int]) -> Image.Image:
+        """The view of a patch with all but its neighbours, bool [n], greyed out; itself and the nearest are framed."""
+        canvas, area = self.canvases[patch.view]
+        grid = self.grids[patch.view]
+        drawn = _faded(canvas, neighbours.reshape(grid), area)
+        pen = ImageDraw.Draw(drawn)
+        for index in (*nearest, patch.index):
+            left, top, right, bottom = _cell_of(divmod(index, grid[1]), grid, area)
+            color = _CLICKED if index == patch.index else _NEAR
+            pen.rectangle((left, top, right - 1, bottom - 1), outline=color, width=3 if index == patch.index else 2)
+        return drawn
+
+    def patch(self, view: int, index: int) -> Patch:
+        """The patch of a view with this index."""
+        row, column = divmod(index, self.grids[view][1])
+        return Patch(view, row, column, index)
+
+    def locate(self, x: float, y: float) -> Patch | None:
+        """The patch at a pixel of the laid-out picture, None beside all of them."""
+        for view, (left, top) in self._places.items():
+            area, (rows, columns) = self.canvases[view][1], self.grids[view]
+            across = (int(x) + 0.5 - left - area[0]) / (area[2] - area[0])
+            down = (int(y) + 0.5 - top - area[1]) / (area[3] - area[1])
+            if 0 <= across < 1 and 0 <= down < 1:
+                return self.patch(view, int(down * rows) * columns + int(across * columns))
+        return None
+
+    def _laid_out(self, view: Callable[[int], tuple[str, Image.Image]]) -> Image.Image:
+        sheet = Image.new("RGB", self._size, "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+        for i, (left, top) in self._places.items():
+            caption, drawn = view(i)
+            sheet.paste(drawn, (left, top))
+            pen.text((left, top - _CAPTION / 2), caption, fill=_INK, font=font, anchor="lm")
+        return sheet
+
+
+def sheets(picture: Image.Image, report: ImageReport, box: Box | None, tiles: Sequence[Image.Image]) -> list[Sheet]:
+    """A sheet for each view if there are one or two of them, else one for all; see `Sheet`."""
+    shown = [i for i, view in enumerate(report.views) if len(view)]
+    groups = [[i] for i in shown] if len(shown) <= MAX_SHEETS else [shown]
+    return [Sheet(picture, report, box, tiles, group) for group in groups]
+
+
+def _cell_of(
+    place: tuple[int, int], grid: tuple[int, int], area: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels of the patch at (row, column)."""
+    left, top, right, bottom = area
+    xs, ys = (
+        [start + round((i + end) * (stop - start) / cells) for end in (0, 1)]
+        for i, cells, start, stop in ((place[1], grid[1], left, right), (place[0], grid[0], top, bottom))
+    )
+    return xs[0], ys[0], xs[1], ys[1]

@@ -1,0 +1,316 @@
+"""What the page does, without the page: one model that many users look at pictures with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import TextIteratorStreamer
+
+from ..attach import ImageReport
+from ..attach.tokens import reports_of, visual_tokens
+from ..cost import Cost, before_llm_alone, cost, countable, measure
+from ..draw import centre_crop, tiles_of
+from ..kernels.blocks import directions
+from ..models import load
+from ..named import parse_pruner
+from ..prompt import build_inputs
+from ..pruners import PRUNERS, DecoderPruner, GPrune, Pruner, ToMe
+from ..pruners.base import Need
+from ..scenes.questions import CAPTION_PROMPT
+from ..tokens import VisualTokens
+from .panels import Patch, Sheet, sheets
+
+MAX_METHODS = 3
+MAX_NEW_TOKENS = 128
+MAX_QUESTION = 1000
+"""Characters."""
+NEAREST = 5
+VARIANTS = ("gprune:init=ones", "tome:where=tokens")
+"""Settings that are offered as methods of their own."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A picture that one user looks at, and what was worked out for it; no other user has it.
+
+    Args:
+        picture: upright RGB.
+        name: the file's.
+        origin: the command that makes the file; None: the user has it.
+        tokens: what methods that need the same are given, and the question it belongs to.
+        inside: by method and ratio, what a method inside the LLM left in an answer.
+        sheets: how its views are drawn.
+    """
+
+    picture: Image.Image
+    name: str
+    origin: str | None = None
+    tokens: dict[tuple[Need, ...], tuple[str, VisualTokens]] = field(default_factory=dict)
+    inside: dict[tuple[str, float], ImageReport] = field(default_factory=dict)
+    sheets: list[Sheet] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the page shows of a method: what is kept of every sheet, if that is known, and a note."""
+
+    method: str
+    pictures: list[Image.Image]
+    note: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as far as it has come, and what it cost.
+
+    Args:
+        method: None is the unpruned model.
+        text: so far.
+        cost: of the prompt; None until the answer is complete.
+        seconds: of the whole answer, None until then.
+        error: why there is none.
+    """
+
+    method: str | None
+    text: str = ""
+    cost: Cost | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A patch in G-Prune's graph of its view.
+
+    Args:
+        patch: which.
+        name: of its view.
+        score, rank: S(t) / D, and its place among those of the view, from 1.
+        degree: edges, the one to itself included.
+        count: patches of the view.
+        nearest: the most similar other neighbours, with their cosine similarity.
+        picture: the view with all but the neighbours greyed out.
+    """
+
+    patch: Patch
+    name: str
+    score: float
+    rank: int
+    degree: int
+    count: int
+    nearest: list[tuple[Patch, float]]
+    picture: Image.Image
+
+
+class Studio:
+    """A model and its processor; everything that runs the model waits for whoever else does.
+
+    Args:
+        name: see `gprune.models.load`.
+
+    Attributes:
+        methods: that go on this model.
+
+    Raises:
+        UnusableModel: see there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model, self.processor = load(name)
+        self.methods = [method for method in (*PRUNERS, *VARIANTS) if self._goes_on(method)]
+        self._lock = Lock()
+
+    def pruners(self, methods: Sequence[str], keep: float) -> list[Pruner]:
+        """The methods that a user chose.
+
+        Raises:
+            ValueError: none or too many, one that is not offered, or a `keep` that is no ratio.
+        """
+        if not 1 <= len(methods) <= MAX_METHODS:
+            raise ValueError(f"{len(methods)} methods are chosen; accepted are 1 to {MAX_METHODS}; change the choice")
+        for name in methods:
+            if name not in self.methods:
+                raise ValueError(f"method {name!r} is not offered; accepted are {', '.join(self.methods)}")
+        return [parse_pruner(name, float(keep)) for name in methods]
+
+    def preview(self, subject: Subject, question: str, methods: Sequence[str], keep: float) -> list[Panel]:
+        """What every method keeps, without running the LLM.
+
+        Raises:
+            ValueError: see `pruners`.
+        """
+        pruners = self.pruners(methods, keep)
+        return [self._panel(subject, question, name, each) for name, each in zip(methods, pruners, strict=True)]
+
+    def heat(self, subject: Subject, question: str, iterations: int) -> list[Image.Image]:
+        """The picture under G-Prune's scores after so many iterations, every sheet of it."""
+        report, _ = self._select(subject, question, GPrune(iterations=iterations))
+        return [sheet.heat(report) for sheet in self._sheets(subject, report)]
+
+    def look(
+        self, subject: Subject, question: str, iterations: int, number: int, place: tuple[float, float]
+    ) -> Neighbourhood | None:
+        """The graph around the patch at a pixel of a picture of `preview` or `heat`; None beside all patches.
+
+        Args:
+            number: of the picture among those of the method.
+            place: (x, y) in its pixels.
+        """
+        pruner = GPrune(iterations=iterations)
+        report, _ = self._select(subject, question, pruner)
+        sheet = self._sheets(subject, report)[number]
+        patch = sheet.locate(*place)
+        if patch is None:
+            return None
+        view = report.views[patch.view]
+        assert report.scores is not None
+        scores = report.scores[view.rows]
+        tokens = self._tokens(subject, question, pruner)
+        similarity = _cosines(tokens.features[view.rows.to(tokens.features.device)], patch.index)
+        neighbours = similarity >= pruner.similarity
+        order = similarity.argsort(descending=True, stable=True).tolist()
+        near = [i for i in order if i != patch.index and neighbours[i]][:NEAREST]
+        own = scores[patch.index]
+        return Neighbourhood(
+            patch,
+            sheet.name(patch.view),
+            float(own),
+            1 + int((scores > own).sum()) + int((scores[: patch.index] == own).sum()),
+            int(neighbours.sum()),
+            len(view),
+            [(sheet.patch(patch.view, i), float(similarity[i])) for i in near],
+            sheet.around(patch, neighbours.numpy(), near),
+        )
+
+    def ask(self, subject: Subject, question: str, methods: Sequence[str], keep: float) -> Iterator[list[Answer]]:
+        """The unpruned model's answer and that of every method, one after the other, again with every new word.
+
+        Raises:
+            ValueError: see `pruners`; no question, or too long a one.
+        """
+        if not question.strip() or len(question) > MAX_QUESTION:
+            raise ValueError(
+                f"the question has {len(question.strip())} characters; accepted are 1 to {MAX_QUESTION}; write one"
+            )
+        runs: list[tuple[str | None, Pruner | None]] = [(None, None)]
+        runs += zip(methods, self.pruners(methods, keep), strict=True)
+        inputs = self._inputs(subject, question)
+        answers = [Answer(method) for method, _ in runs]
+        for i, (method, pruner) in enumerate(runs):
+            try:
+                for answers[i] in self._answer(subject, inputs, method, pruner):
+                    yield list(answers)
+            except (ValueError, TypeError, RuntimeError) as error:
+                answers[i] = replace(answers[i], error=str(error))
+                yield list(answers)
+
+    def warm_up(self, subject: Subject) -> None:
+        """Answer once, or else the first answer would look slow."""
+        with self._lock:
+            self.model.generate(**self._inputs(subject, CAPTION_PROMPT), max_new_tokens=1, do_sample=False)
+
+    def _goes_on(self, name: str) -> bool:
+        kind = PRUNERS[name.split(":")[0]]
+        if "place" in kind.needs:
+            return False  # these need a mask of the picture
+        try:
+            parse_pruner(name, 1.0).attach(self.model).detach()
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    def _inputs(self, subject: Subject, question: str) -> Any:
+        return build_inputs(self.model, self.processor, [([subject.picture], question)])
+
+    def _tokens(self, subject: Subject, question: str, pruner: Pruner) -> VisualTokens:
+        """What a method is given; encoded once for all methods that need the same."""
+        asked = question.strip() or CAPTION_PROMPT
+        asked = asked if "question" in pruner.needs else CAPTION_PROMPT
+        in_tower = isinstance(pruner, ToMe) and pruner.where == "vision"
+        known = None if in_tower else subject.tokens.get(pruner.needs)
+        if known is not None and known[0] == asked:
+            return known[1]
+        with self._lock:
+            tokens = visual_tokens(pruner, self.model, self._inputs(subject, asked))
+        if not in_tower:
+            subject.tokens[pruner.needs] = asked, tokens
+        return tokens
+
+    def _select(self, subject: Subject, question: str, pruner: Pruner) -> tuple[ImageReport, str | None]:
+        """What a method keeps of the picture, and what a user should hear about that."""
+        tokens = self._tokens(subject, question, pruner)
+        selection = pruner.select(tokens)
+        return reports_of(pruner, tokens, selection)[0], pruner.warning(selection)
+
+    def _panel(self, subject: Subject, question: str, name: str, pruner: Pruner) -> Panel:
+        note: str | None = None
+        try:
+            if isinstance(pruner, DecoderPruner):
+                report = subject.inside.get((name, float(pruner.keep)))
+                if report is None:
+                    return Panel(name, [], "drops tokens inside the LLM: ask, to see which reach its last layer")
+                note = "what reaches the last layer of the LLM"
+            else:
+                report, note = self._select(subject, question, pruner)
+            pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
+        except (ValueError, TypeError, RuntimeError) as error:
+            return Panel(name, [], str(error))
+        kept = f"{report.n_after} of {report.n_before} tokens kept"
+        return Panel(name, pictures, f"{kept}; {note}" if note else kept)
+
+    def _sheets(self, subject: Subject, report: ImageReport) -> list[Sheet]:
+        if not subject.sheets:
+            box = centre_crop(self.processor, subject.picture.size)
+            tiles = tiles_of(self.model, self._inputs(subject, CAPTION_PROMPT))
+            subject.sheets = sheets(subject.picture, report, box, tiles)
+        return subject.sheets
+
+    def _answer(self, subject: Subject, inputs: Any, method: str | None, pruner: Pruner | None) -> Iterator[Answer]:
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        def generate() -> tuple[float, ImageReport | None]:
+            # The lock is held here, and not by the caller, who may never come back for the next word.
+            try:
+                with self._lock, nullcontext() if pruner is None else pruner.attach(self.model) as run:
+                    started = time.perf_counter()
+                    self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, streamer=streamer)
+                    return time.perf_counter() - started, None if run is None else run.images[0]
+            finally:
+                streamer.on_finalized_text("", stream_end=True)
+
+        answer = Answer(method)
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(generate)
+            for piece in streamer:
+                answer = replace(answer, text=(answer.text + piece).lstrip())
+                yield answer
+            seconds, report = made.result()
+        if isinstance(pruner, DecoderPruner) and report is not None and method is not None:
+            subject.inside[method, float(pruner.keep)] = report
+        yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=seconds)
+
+    def _cost(self, subject: Subject, inputs: Any, pruner: Pruner | None) -> Cost:
+        if not countable(self.model.config) or (pruner is not None and not before_llm_alone(pruner)):
+            with self._lock:
+                return measure(self.model, inputs, pruner)
+        ids = inputs["input_ids"]
+        text = int((ids != self.model.config.image_token_id).sum())
+        size = subject.picture.height, subject.picture.width
+        return cost(self.model, [size], text, 1.0 if pruner is None else pruner)
+
+
+def _cosines(features: torch.Tensor, index: int) -> torch.Tensor:
+    """Cosine similarity of one row of [n, d] with all, float32 [n] on the CPU; -1 where a norm is 0, 1 with itself."""
+    unit = directions(features)
+    cosine = (unit @ unit[index]).clamp(max=1).nan_to_num(-1)
+    cosine[index] = 1
+    return cosine.cpu()

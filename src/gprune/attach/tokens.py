@@ -1,0 +1,63 @@
+"""Visual tokens without an answer: the vision tower runs, the LLM does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pruners.base import Pruner, Selection
+from ..pruners.decoder import Everything
+from ..tokens import VisualTokens
+from .encoder import encode
+from .report import ImageReport, report_images
+from .run import attach
+from .selection import select_visual
+
+
+@torch.no_grad()
+def visual_tokens(pruner: Pruner, model: Any, inputs: Mapping[str, Tensor]) -> VisualTokens:
+    """The visual tokens of the images of a call, as `pruner` would be given them.
+
+    What they hold follows from the method's `needs` and, where it works in the vision tower, from its settings; for all
+    methods that are alike in these, one call does.
+
+    Args:
+        pruner: says what must be known of the tokens; it is attached while the images are encoded.
+        model: of a family that can be pruned.
+        inputs: of the model, as the processor makes them, with at least one image.
+
+    Returns:
+        The images in the order of the prompts.
+
+    Raises:
+        UnsupportedModel: the pruner does not go on this model.
+        ValueError: there is no image, or what `select_visual` raises.
+    """
+    if inputs.get("pixel_values") is None:
+        raise ValueError("the inputs have no pixel_values; accepted are inputs with an image; give the processor one")
+    given: list[VisualTokens] = []
+
+    class Given(Everything):
+        needs = pruner.before_llm.needs
+
+        def select(self, tokens: VisualTokens | Tensor) -> Selection:
+            assert isinstance(tokens, VisualTokens)
+            given.append(tokens)
+            return self._select(tokens, ())
+
+    with attach(pruner, model) as run:
+        _, outputs = encode(run.model, dict(inputs), ["image"])
+        ids = inputs["input_ids"]
+        placeholders = ids == run.model.config.image_token_id
+        text = inputs.get("attention_mask", torch.ones_like(ids)).bool() & ~placeholders
+        select_visual(Given(), run._layout, run.model, "image", outputs["image"], ids, placeholders, text)
+    return given[0]
+
+
+def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:
+    """What `pruner.select(tokens)` kept of each image, as `run.images` tells it of a call."""
+    ranked = tokens.per_image().views if pruner.scope == "image" else tokens.views
+    return report_images(selection, tokens.sizes, tokens.views, ranked)

@@ -1,0 +1,31 @@
+"""`gprune app`: the web page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .models import EMBEDDED
+from .options import Model, checking_input
+
+
+def app(
+    model: Model = EMBEDDED,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on if left out.")
+    ] = None,
+) -> None:
+    """Open a web page on which to look at what methods keep, and to ask.
+
+    Example: `gprune app --port 8000`
+    """
+    with checking_input():
+        from ..app.page import serve
+        from ..app.studio import Studio
+
+        studio = Studio(model)
+        serve(studio, host, port)

@@ -1,0 +1,42 @@
+"""`gprune serve`: a vLLM server that prunes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from .models import read_config
+from .options import checking_input
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="Hub id or folder of a transformers checkpoint, or embedded.", metavar="MODEL")
+    ],
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Of requests that name none: 0.3 is a ratio, 100 a number of tokens per image. A request names its "
+            'own by `"mm_processor_kwargs": {"gprune_keep": 0.5}`.'
+        ),
+    ] = "0.3",
+    method: Annotated[
+        str, typer.Option(help="A method that chooses by the features alone; settings follow a colon.")
+    ] = "gprune",
+) -> None:
+    """Serve a model by vLLM, with the OpenAI protocol, pruned; further options are vLLM's.
+
+    Example: `gprune serve embedded --keep 0.3 --port 8000 --max-model-len 1024`
+    """
+    with checking_input():
+        from ..named import parse_keep
+        from ..serve.launch import check_installed, run_server, server_arguments
+
+        arguments = server_arguments(model, read_config(model), parse_keep(keep), method, context.args)
+        check_installed()
+    print(f"gprune: vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)
+    run_server(arguments)

@@ -1,0 +1,45 @@
+"""`gprune app`: wrong input is found before a page is opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+
+import pytest
+
+from gprune.cli import main
+
+WITH_GRADIO = importlib.util.find_spec("gradio") is not None
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code and the one line on standard error."""
+    with pytest.raises(SystemExit) as exit:
+        main(["app", *arguments])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    return int(exit.value.code or 0), error
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "gprune.app.page", raising=False)
+    code, error = told(capsys)
+    assert code == 2 and "pip install 'gprune[app]'" in error
+
+
+@pytest.mark.skipif(not WITH_GRADIO, reason="the web page needs gradio: make test-app")
+def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = told(capsys, "--model", "/nowhere")
+    assert code == 2 and "/nowhere cannot be loaded" in error
+
+
+@pytest.mark.skipif(not WITH_GRADIO, reason="the web page needs gradio: make test-app")
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, error = told(capsys, "--port", port)
+    assert code == 2 and port in error

@@ -1,0 +1,304 @@
+"""What the page shows, without the page: previews, scores, patches and answers, against the model itself."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import photo
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from gprune import GPrune, kept_count
+from gprune.app.examples import examples
+from gprune.app.studio import MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
+from gprune.cost import Cost, cost, measure
+from gprune.graph import cosine_graph
+from gprune.named import parse_pruner
+from gprune.prompt import build_inputs
+from gprune.scenes.model import build_config, build_processor
+
+QUESTION = "what text is written?"
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return Studio("embedded")
+
+
+@pytest.fixture
+def subject(studio: Studio) -> Subject:
+    return Subject(examples()[0].picture, "a.png")
+
+
+@pytest.fixture
+def still(studio: Studio) -> Any:
+    """The LLM must not run."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the LLM was run")
+
+    handle = studio.model.get_decoder().register_forward_pre_hook(refuse)
+    yield
+    handle.remove()
+
+
+def inputs_of(studio: Studio, subject: Subject, question: str = QUESTION) -> Any:
+    return build_inputs(studio.model, studio.processor, [([subject.picture], question)])
+
+
+def last(studio: Studio, subject: Subject, methods: list[str], keep: float, question: str = QUESTION) -> list[Answer]:
+    return list(studio.ask(subject, question, methods, keep))[-1]
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and bool((np.asarray(a) == np.asarray(b)).all())
+
+
+def test_methods_offered_are_those_that_go_on_the_model(studio: Studio) -> None:
+    assert {"gprune", "tome", "fastv", "gprune:init=ones"} < set(studio.methods)
+    assert "foreground" not in studio.methods  # needs a mask
+
+
+def test_a_preview_is_what_a_call_keeps(studio: Studio, subject: Subject) -> None:
+    for method in studio.methods:
+        pruner = parse_pruner(method, 0.5)
+        with torch.no_grad(), pruner(studio.model) as run:
+            studio.model(**inputs_of(studio, subject), logits_to_keep=1)
+        report = run.images[0]
+        if method in ("fastv", "vtw", "pyramiddrop", "dart"):
+            last(studio, subject, [method], 0.5)
+        [panel] = studio.preview(subject, QUESTION, [method], 0.5)
+        assert panel.note.startswith(f"{report.n_after} of {report.n_before} tokens kept"), method
+        sheets = subject.sheets
+        assert len(panel.pictures) == len(sheets) == 2
+        assert all(same(a, sheet.kept(report)) for a, sheet in zip(panel.pictures, sheets, strict=True)), method
+
+
+def test_a_preview_runs_no_llm_and_encodes_once(
+    studio: Studio, subject: Subject, still: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gprune.app.studio as room
+
+    calls: list[str] = []
+    encode = room.visual_tokens
+    monkeypatch.setattr(room, "visual_tokens", lambda pruner, *a: calls.append(pruner.name) or encode(pruner, *a))
+    for keep in (0.05, 0.3, 0.7, 1.0):
+        panels = studio.preview(subject, QUESTION, ["gprune", "random", "divprune"], keep)
+        counts = sum(kept_count([64, 256], keep)) + 16
+        assert all(panel.note.startswith(f"{counts} of 336") for panel in panels)
+    studio.heat(subject, QUESTION, 3)
+    studio.preview(subject, "is there a star?", ["gprune"], 0.3)
+    assert calls == ["gprune"]
+    studio.preview(subject, QUESTION, ["cdpruner"], 0.3)
+    studio.preview(subject, QUESTION, ["cdpruner"], 0.4)
+    studio.preview(subject, "is there a star?", ["cdpruner"], 0.4)
+    assert calls == ["gprune", "cdpruner", "cdpruner"]
+
+
+def test_a_question_that_counts(studio: Studio, subject: Subject) -> None:
+    def shown(question: str) -> list[Image.Image]:
+        return studio.preview(subject, question, ["cdpruner"], 0.1)[0].pictures
+
+    first, other, again = (shown(text) for text in ("is there a star?", "what color is the text?", "is there a star?"))
+    assert not all(map(same, first, other)) and all(map(same, first, again))
+
+
+def test_methods_inside_the_llm_wait_for_an_answer(studio: Studio, subject: Subject, still: None) -> None:
+    [panel] = studio.preview(subject, QUESTION, ["fastv"], 0.5)
+    assert not panel.pictures and "ask" in panel.note
+
+
+def test_one_method_that_fails_leaves_the_others(studio: Studio, subject: Subject) -> None:
+    whole, right, wrong = last(studio, subject, ["gprune", "fastv"], 0.1)
+    assert whole.error is None and right.error is None and right.seconds is not None
+    assert wrong.error is not None and "smallest keep" in wrong.error and wrong.cost is None
+
+
+def test_answers_are_those_of_generate(studio: Studio, subject: Subject) -> None:
+    question = "describe the picture."
+    inputs = inputs_of(studio, subject, question)
+    methods = ["gprune", "tome", "fastv"]
+    for answer in last(studio, subject, methods, 0.6, question):
+        pruner = None if answer.method is None else parse_pruner(answer.method, 0.6)
+        run = None if pruner is None else pruner.attach(studio.model)
+        output = studio.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        if run is not None:
+            run.detach()
+        text = studio.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.text == text.strip() and len(text) > 20
+        assert answer.cost == expected_cost(studio, subject, inputs, answer.method)
+        assert answer.seconds is not None and answer.seconds > 0
+
+
+def expected_cost(studio: Studio, subject: Subject, inputs: Any, method: str | None) -> Cost:
+    pruner = None if method is None else parse_pruner(method, 0.6)
+    if method in ("tome", "fastv"):
+        return measure(studio.model, inputs, pruner)
+    text = int((inputs["input_ids"] != studio.model.config.image_token_id).sum())
+    return cost(studio.model.config, [subject.picture.size[::-1]], text, 1.0 if pruner is None else pruner)
+
+
+def test_answers_come_word_by_word(studio: Studio, subject: Subject) -> None:
+    steps = list(studio.ask(subject, "describe the picture.", ["gprune"], 0.5))
+    for i in (0, 1):
+        texts = [step[i].text for step in steps]
+        assert len(set(texts)) > 5
+        assert all(after.startswith(before.strip()) for before, after in itertools.pairwise(texts))
+    assert steps[2][0].text and not steps[2][1].text
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "x" * (MAX_QUESTION + 1)])
+def test_no_question(studio: Studio, subject: Subject, question: str) -> None:
+    with pytest.raises(ValueError, match="the question has"):
+        next(studio.ask(subject, question, ["gprune"], 0.5))
+
+
+@pytest.mark.parametrize(
+    ("methods", "keep", "match"),
+    [
+        ([], 0.5, "0 methods"),
+        (["gprune"] * (MAX_METHODS + 1), 0.5, "4 methods"),
+        (["foreground:mask=/etc/passwd"], 0.5, "not offered"),
+        (["gprune:iterations=999999999"], 0.5, "not offered"),
+        (["gprune"], 0.0, "not a ratio"),
+        (["gprune"], 2, "not a ratio"),
+    ],
+)
+def test_choices_that_are_not_offered(
+    studio: Studio, subject: Subject, methods: list[str], keep: float, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        studio.preview(subject, QUESTION, methods, keep)
+    with pytest.raises(ValueError, match=match):
+        list(studio.ask(subject, QUESTION, methods, keep))
+
+
+def test_keep_from_a_slider_is_a_ratio(studio: Studio, subject: Subject) -> None:
+    """JSON has one kind of number: 1 is everything, not one token."""
+    [panel] = studio.preview(subject, QUESTION, ["gprune"], 1)
+    assert panel.note.startswith("336 of 336")
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 5])
+def test_a_patch_in_the_graph(studio: Studio, subject: Subject, iterations: int) -> None:
+    pruner = GPrune(iterations=iterations)
+    with torch.no_grad(), pruner(studio.model) as run:
+        studio.model(**inputs_of(studio, subject), logits_to_keep=1)
+    features = studio.model.base_model.get_image_features(
+        **{name: inputs_of(studio, subject)[name] for name in ("pixel_values", "image_sizes")}, return_dict=True
+    ).pooler_output[0]
+    report = run.images[0]
+    assert report.scores is not None
+    for number, view in enumerate(report.views):
+        scores = report.scores[view.rows]
+        order = scores.sort(descending=True, stable=True).indices.tolist()
+        graph = cosine_graph(features[view.rows][None])
+        unit = torch.nn.functional.normalize(features[view.rows].float(), dim=-1)
+        sheet = studio.heat(subject, QUESTION, iterations)[number]
+        for x, y in ((3, 35), (sheet.width // 2, sheet.height // 2), (sheet.width - 1, sheet.height - 1)):
+            found = studio.look(subject, QUESTION, iterations, number, (x, y))
+            assert found is not None and found.patch.view == number
+            index = found.patch.index
+            assert found.score == scores[index] and found.rank == order.index(index) + 1
+            assert found.count == len(view) and found.degree == int(graph.degrees[0, index])
+            cosine = unit @ unit[index]
+            cosine[index] = -2
+            best = cosine.topk(len(found.nearest))
+            assert [c for _, c in found.nearest] == pytest.approx(best.values.tolist(), abs=1e-5)
+            assert view.grid is not None
+            assert all(p.index == p.row * view.grid[1] + p.column for p, _ in found.nearest)
+
+
+def test_a_click_beside_the_patches(studio: Studio, subject: Subject) -> None:
+    assert studio.look(subject, QUESTION, 5, 0, (0, 0)) is None
+
+
+def test_heat_follows_the_iterations(studio: Studio, subject: Subject, still: None) -> None:
+    heats = [studio.heat(subject, QUESTION, steps) for steps in range(11)]
+    assert all(len(heat) == 2 for heat in heats) and not same(heats[0][1], heats[5][1])
+
+
+def test_pictures_of_users_do_not_mix(studio: Studio) -> None:
+    """Two users at once: each gets what they would get alone."""
+    alone, together = {}, {}
+    names = ("astronaut", "coffee")
+
+    def look(name: str, into: dict[str, Any]) -> None:
+        own = Subject(photo(name), name)
+        answers = last(studio, own, ["gprune", "divprune"], 0.3)
+        panels = studio.preview(own, QUESTION, ["gprune", "divprune"], 0.3)
+        into[name] = [answer.text for answer in answers], [np.asarray(p.pictures[1]).tobytes() for p in panels]
+
+    for name in names:
+        look(name, alone)
+    threads = [threading.Thread(target=look, args=(name, together)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone and alone["astronaut"] != alone["coffee"]
+
+
+def test_a_user_who_leaves_holds_nobody_up(studio: Studio, subject: Subject) -> None:
+    answers = studio.ask(subject, "describe the picture.", ["gprune"], 0.5)
+    next(answers)
+    assert last(studio, Subject(photo("chelsea"), "b"), ["gprune"], 0.5)[1].error is None
+
+
+def test_examples() -> None:
+    found = examples()
+    assert [each.name for each in found[-3:]] == ["astronaut.png", "coffee.png", "chelsea.png"]
+    assert found[0].name == "scenes/000.png" and all(each.question and each.origin for each in found)
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_the_command_of_an_example_makes_its_picture(number: int, tmp_path: Path) -> None:
+    import shlex
+    import subprocess
+    import sys
+
+    from gprune.images import open_image
+
+    each = examples()[number]
+    [program, *arguments] = shlex.split(each.origin)
+    module = [] if program == "python" else ["-m", program]
+    subprocess.run([sys.executable, *module, *arguments], cwd=tmp_path, check=True)
+    assert same(open_image(tmp_path / each.name), each.picture)
+
+
+def test_a_model_that_sees_one_view_of_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaVA 1.5: the picture is one view, cropped to its centre; what is cut off is no patch."""
+    stock = build_config()
+    config = LlavaConfig(
+        vision_config=stock.vision_config,
+        text_config=stock.text_config,
+        image_token_index=stock.image_token_index,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    tiled = build_processor()
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
+        tiled.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tiled.chat_template,
+    )
+    monkeypatch.setattr("gprune.app.studio.load", lambda name: (model, processor))
+    studio, subject = Studio("other"), Subject(Image.new("RGB", (480, 240), "red"), "a.png")
+    [panel] = studio.preview(subject, QUESTION, ["gprune"], 0.25)
+    assert panel.note.startswith("16 of 64") and len(panel.pictures) == 1
+    top = panel.pictures[0].height - 240
+    for x, seen in ((119, False), (121, True), (359, True), (361, False)):
+        found = studio.look(subject, QUESTION, 5, 0, (x, top + 120))
+        assert (found is not None) == seen
+    assert [answer.error for answer in last(studio, subject, ["gprune", "fastv"], 0.5)] == [None] * 3
