@@ -1,0 +1,125 @@
+"""The pictures of rows: their bytes, and what these show."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+from pyarrow.fs import FileSystem
+
+from ..images import UnreadableImage, to_rgb
+from .inputs import Columns, locate
+
+READ = pa.schema({"id": pa.string(), "question": pa.string(), "picture": pa.large_binary(), "error": pa.string()})
+"""Of a row: its question and the bytes of its picture, or why there are none."""
+TOGETHER = 16
+"""Rows whose pictures are in the memory of a reading task at once."""
+
+Row = dict[str, Any]
+
+
+def read_pictures(rows: pa.Table, filesystem: FileSystem, columns: Columns) -> Iterator[pa.Table]:
+    """Read the bytes of pictures.
+
+    Args:
+        rows: of the schema `ROWS`.
+        filesystem: of all paths that are no URIs.
+        columns: of the tables that hold pictures.
+
+    Yields:
+        Tables of the schema `READ`, all rows in their order; what cannot be read is a row with its error.
+    """
+    waiting = []
+    for row, picture, error in _read(rows.to_pylist(), filesystem, columns.image):
+        waiting.append({"id": row["id"], "question": row["question"], "picture": picture, "error": error})
+        if len(waiting) == TOGETHER:
+            yield pa.Table.from_pylist(waiting, schema=READ)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_pylist(waiting, schema=READ)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """See `gprune.images.open_image`, of the bytes of a file.
+
+    Raises:
+        UnreadableImage: no picture, truncated, or so large that it looks like a decompression bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                return to_rgb(picture)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("the file is empty" if not data else "the file is not a picture") from error
+    except Exception as error:  # a damaged file can make a decoder raise almost anything
+        raise UnreadableImage(f"the picture cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _read(rows: Iterable[Row], filesystem: FileSystem, column: str) -> Iterator[tuple[Row, bytes | None, str | None]]:
+    """Of every row the bytes of its picture, or why there are none."""
+    for (file, group), together in groupby(rows, lambda row: (row["file"], row["group"])):
+        if group is not None:
+            yield from _from_group(filesystem, file, group, column, list(together))
+            continue
+        for row in together:
+            if row["error"]:
+                yield row, None, row["error"]
+                continue
+            try:
+                read = _from_path if file is None else _from_line
+                yield row, read(filesystem, row, column), None
+            except (OSError, ValueError) as error:
+                yield row, None, f"{row['path'] or file} cannot be read ({' '.join(str(error).split())})"
+
+
+def _from_path(filesystem: FileSystem, row: Row, column: str) -> bytes:
+    path = row["path"]
+    if "://" in path:
+        filesystem, path = locate(path)
+    with filesystem.open_input_file(path) as file:
+        return file.read()
+
+
+def _from_line(filesystem: FileSystem, row: Row, column: str) -> bytes:
+    with filesystem.open_input_file(row["file"]) as file:
+        file.seek(row["row"])
+        url = json.loads(io.BufferedReader(file).readline())[column]
+    return base64.b64decode(url.partition(",")[2], validate=True)
+
+
+def _from_group(
+    filesystem: FileSystem, path: str, group: int, column: str, rows: list[Row]
+) -> Iterator[tuple[Row, bytes | None, str | None]]:
+    """Rows of one row group of a Parquet file, read in steps: a row group may be larger than the memory."""
+    left = {row["row"]: row for row in rows}
+    try:
+        for i, picture in enumerate(_column(filesystem, path, group, column)):
+            if i in left:
+                row = left.pop(i)
+                missing = None if picture else f"the row has no picture in {column!r}"
+                yield row, picture, row["error"] or missing
+            if not left:
+                break
+    except (OSError, pa.ArrowException) as error:
+        for row in left.values():
+            yield row, None, f"{os.path.basename(path)} cannot be read here ({' '.join(str(error).split())})"
+
+
+def _column(filesystem: FileSystem, path: str, group: int, column: str) -> Iterator[bytes | None]:
+    with pq.ParquetFile(filesystem.open_input_file(path), buffer_size=1 << 20) as file:
+        for batch in file.iter_batches(TOGETHER, row_groups=[group], columns=[column]):
+            values = batch[column]
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            yield from (value.as_py() for value in values)

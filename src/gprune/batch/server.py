@@ -1,0 +1,112 @@
+"""Answers of a server that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import requests
+from PIL import Image
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from ..evaluate.answers import Answer
+from ..serve.settings import KEEP
+from ..tokens import Keep, check_keep
+from .engine import Ask
+
+ABOUT_THE_ROW = (400, 413, 415, 422, 500)
+"""Statuses that say that this request cannot be answered; after others, none could."""
+PASSING = (408, 429, 502, 503, 504)
+"""Statuses after which to try again."""
+TIMEOUT = (10.0, 600.0)
+"""Seconds to connect, and to the answer."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server, such as vLLM with a pruner; pictures are sent upright, as PNG, and decoding is greedy.
+
+    Args:
+        url: with its version: "http://localhost:8000/v1".
+        model: one of those that are served.
+        max_new_tokens: of an answer.
+        keep: budget of every request, which a server of `gprune serve` heeds and others may not; None is the server's.
+        retries: after a passing failure, with growing pauses.
+    """
+
+    url: str
+    model: str
+    max_new_tokens: int = 128
+    keep: Keep | None = None
+    retries: int = 5
+
+    on_gpu: ClassVar[bool] = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Without the address: a server may move."""
+        asked = {"model": self.model, "keep": self.keep, "max_new_tokens": self.max_new_tokens}
+        return {"engine": "server", **asked}
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for a budget that is none, or unless the server answers and has the model."""
+        if self.keep is not None:
+            check_keep(self.keep)
+        try:
+            response = requests.get(f"{self.url.rstrip('/')}/models", timeout=TIMEOUT)
+            response.raise_for_status()
+            served = [each["id"] for each in response.json()["data"]]
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"server {self.url} does not list its models ({error}); accepted is the address of a server that "
+                f"speaks OpenAI's protocol, such as http://localhost:8000/v1; check that it runs"
+            ) from error
+        if self.model not in served:
+            raise ValueError(f"server {self.url} has no model {self.model!r}; it has {', '.join(served)}")
+
+    def start(self) -> Ask:
+        """Open connections."""
+        session = requests.Session()
+        retry = Retry(self.retries, status_forcelist=PASSING, allowed_methods=None, backoff_factor=0.5)
+        session.mount("http://", HTTPAdapter(max_retries=retry, pool_maxsize=64))
+        session.mount("https://", HTTPAdapter(max_retries=retry, pool_maxsize=64))
+        return partial(self._answer, session)
+
+    def _answer(self, session: requests.Session, asked: Sequence[tuple[Image.Image, str]]) -> list[Answer]:
+        with ThreadPoolExecutor(len(asked)) as threads:
+            return list(threads.map(partial(self._answer_one, session), asked))
+
+    def _answer_one(self, session: requests.Session, asked: tuple[Image.Image, str]) -> Answer:
+        picture, question = asked
+        content = [
+            {"type": "image_url", "image_url": {"url": _data_url(picture)}},
+            {"type": "text", "text": question},
+        ]
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.max_new_tokens,
+            "temperature": 0,
+        }
+        if self.keep is not None:
+            request["mm_processor_kwargs"] = {KEEP: self.keep}
+        started = time.perf_counter()
+        response = session.post(f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=TIMEOUT)
+        if response.status_code in ABOUT_THE_ROW:
+            return Answer(error=f"the server says {response.status_code}: {' '.join(response.text.split())}")
+        response.raise_for_status()
+        text = response.json()["choices"][0]["message"]["content"] or ""
+        return Answer(text.strip(), seconds=time.perf_counter() - started)
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,75 @@
+"""Starting vLLM's server with a pruner."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from ..models import EMBEDDED
+from ..tokens import Keep
+from .families import architecture
+from .settings import KEEP, METHOD, served_pruner
+
+SERVER = "vllm.entrypoints.openai.api_server"
+"""What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
+
+
+def server_arguments(model: str, config: Any, keep: Keep, method: str, others: Sequence[str] = ()) -> list[str]:
+    """What vLLM's server is to be started with.
+
+    Args:
+        model: hub id or folder of a transformers checkpoint, or "embedded".
+        config: of the model.
+        keep: the budget of requests that name none.
+        method: see `parse_pruner`.
+        others: further options of vLLM.
+
+    Raises:
+        ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
+    """
+    served_pruner(method, keep)
+    overrides = {"architectures": [architecture(config)], METHOD: method, KEEP: keep}
+    name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
+    if name is not None:
+        raise ValueError(
+            f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
+            f"these: {name} '{json.dumps(overrides)}'"
+        )
+    return ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *others]
+
+
+def _checkpoint(model: str, others: Sequence[str]) -> list[str]:
+    """A model by name; that in the package with its own, and in the precision in which it is used elsewhere."""
+    if model != EMBEDDED:
+        return [model]
+    from ..scenes.model import embedded_path
+
+    given = set(map(_option, others))
+    defaults = {"--served-model-name": EMBEDDED, "--dtype": "float32"}
+    return [str(embedded_path()), *(part for item in defaults.items() if item[0] not in given for part in item)]
+
+
+def check_installed() -> None:
+    """Raise ImportError unless vLLM is installed."""
+    if find_spec("vllm") is None:
+        raise ImportError("serving needs vLLM, which is not installed; pip install 'gprune[vllm]'")
+
+
+def run_server(arguments: Sequence[str]) -> None:
+    """Run vLLM's server in this process until it ends."""
+    with tempfile.TemporaryDirectory(prefix="gprune-metrics-") as folder:
+        # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        sys.argv = [SERVER, *arguments]
+        runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
+
+
+def _option(argument: str) -> str:
+    """The name of an option as vLLM reads it: `--hf_overrides.x=1` is `--hf-overrides`."""
+    return argument.partition("=")[0].partition(".")[0].replace("_", "-")

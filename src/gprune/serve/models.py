@@ -1,0 +1,150 @@
+"""vLLM's own models, with a pruner between their projector and their language model."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.interns1 import (
+    InternS1DummyInputsBuilder,
+    InternS1ForConditionalGeneration,
+    InternS1MultiModalProcessor,
+    InternS1ProcessingInfo,
+)
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionDummyInputsBuilder,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionMultiModalProcessor,
+    LlavaOnevisionProcessingInfo,
+)
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ..pruners import NonFiniteFeatures, Pruner
+from ..tokens import Keep, VisualTokens
+from . import metrics
+from .families import views
+from .processing import PruningProcessor
+from .settings import KEEP, keep_of, pruner_of, unpacked
+
+if TYPE_CHECKING:
+    Base: Any
+else:
+    Base = object
+
+logger = logging.getLogger(__name__)
+
+FLAT_TOWER = WeightsMapper(
+    orig_to_new_regex={
+        re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model.",
+    }
+)
+"""Checkpoints written by transformers 5 lack a level of names that vLLM's CLIP and SigLIP have."""
+
+
+class PruningModel(Base):
+    """Goes before a model of vLLM: images come out of its encoder with as many tokens as their budget says."""
+
+    config: Any
+    _pruner: Pruner
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
+        self._pruner = pruner_of(config, keep_of(config, {}))
+
+    def embed_multimodal(self, **inputs: Any) -> Sequence[Tensor]:
+        """The features of images or videos, floating [n, d] each."""
+        keeps, sizes = inputs.pop(KEEP, None), inputs.get("image_sizes")
+        features = super().embed_multimodal(**inputs)
+        if keeps is None:  # videos, or images that were encoded elsewhere
+            return features
+        return [
+            self._prune(image, unpacked(keep), (1, 1) if sizes is None else tuple(sizes[i].tolist()))
+            for i, (image, keep) in enumerate(zip(features, keeps, strict=True))
+        ]
+
+    def _prune(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
+        _wait(features)
+        started = time.perf_counter()
+        where = views(self.config, len(features), size, features.device)
+        kept = _select(replace(self._pruner, keep=keep), VisualTokens(features, where, (len(features),)))
+        pruned = features[kept]
+        _wait(pruned)
+        metrics.SECONDS.inc(time.perf_counter() - started)
+        return pruned
+
+
+def _select(pruner: Pruner, tokens: VisualTokens) -> Tensor:
+    """The kept rows; an image with features that are NaN or Inf must not end the server, and loses those first."""
+    try:
+        return pruner.select(tokens).kept
+    except NonFiniteFeatures as error:
+        logger.error("gprune: %s; they count as zeros when tokens are chosen, and the answer may be useless", error)
+        finite = tokens.features.isfinite().all(-1, keepdim=True)
+        return pruner.select(replace(tokens, features=tokens.features.where(finite, 0))).kept
+
+
+def _wait(features: Tensor) -> None:
+    """A GPU works on while the host's clock runs."""
+    if features.is_cuda:
+        torch.cuda.synchronize(features.device)
+
+
+class LlavaProcessor(PruningProcessor, LlavaMultiModalProcessor):
+    pass
+
+
+class LlavaNextProcessor(PruningProcessor, LlavaNextMultiModalProcessor):
+    pass
+
+
+class LlavaOnevisionProcessor(PruningProcessor, LlavaOnevisionMultiModalProcessor):
+    pass
+
+
+class InternVLProcessor(PruningProcessor, InternS1MultiModalProcessor):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class GPruneLlavaForConditionalGeneration(PruningModel, LlavaForConditionalGeneration):
+    hf_to_vllm_mapper = FLAT_TOWER | LlavaForConditionalGeneration.hf_to_vllm_mapper
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    LlavaNextProcessor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class GPruneLlavaNextForConditionalGeneration(PruningModel, LlavaNextForConditionalGeneration):
+    hf_to_vllm_mapper = FLAT_TOWER | LlavaNextForConditionalGeneration.hf_to_vllm_mapper
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    LlavaOnevisionProcessor, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
+)
+class GPruneLlavaOnevisionForConditionalGeneration(PruningModel, LlavaOnevisionForConditionalGeneration):
+    hf_to_vllm_mapper = FLAT_TOWER | LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    InternVLProcessor, info=InternS1ProcessingInfo, dummy_inputs=InternS1DummyInputsBuilder
+)
+class GPruneInternVLForConditionalGeneration(PruningModel, InternS1ForConditionalGeneration):
+    pass

@@ -1,0 +1,16 @@
+"""vLLM's way in: an entry point of `vllm.general_plugins`."""
+
+from __future__ import annotations
+
+from .families import ARCHITECTURES
+
+
+def register() -> None:
+    """Tell vLLM of the architectures that prune; it calls this in each of its processes, sometimes twice.
+
+    They are imported when a model asks for one (`--hf-overrides`); all others are served as ever.
+    """
+    from vllm import ModelRegistry
+
+    for name in ARCHITECTURES.values():
+        ModelRegistry.register_model(name, f"gprune.serve.models:{name}")

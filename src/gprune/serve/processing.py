@@ -1,0 +1,108 @@
+"""What vLLM does with a request before the model runs: a budget is read, and placeholders are reserved for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
+
+from ..tokens import Keep, kept_count
+from . import metrics
+from .families import views
+from .settings import KEEP, keep_of, packed, pruner_of
+
+if TYPE_CHECKING:
+    Base: Any
+else:
+    Base = object
+
+PROFILING: Mapping[str, object] = MappingProxyType({KEEP: 1.0})
+"""Of the dummy requests with which vLLM measures memory: a client may ask for everything."""
+
+
+@dataclass
+class Shortened(PromptUpdateDetails):
+    """The placeholders of an image after pruning.
+
+    Args:
+        before: placeholders of the image before.
+        kept: those that are left.
+    """
+
+    before: int = 0
+    kept: int = 0
+
+
+class PruningProcessor(Base):
+    """Goes before a processor of vLLM whose images are pixels or embeddings; the latter are taken as they are."""
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs=PROFILING)
+
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        result = super()._cached_apply_hf_processor(inputs, timing_ctx)
+        if inputs.hf_processor_mm_kwargs is not PROFILING:
+            for (update,) in result.prompt_updates.get("image", ()):
+                if isinstance(update.content, Shortened):
+                    metrics.VISUAL.inc(update.content.before)
+                    metrics.KEPT.inc(update.content.kept)
+        return result
+
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> Any:
+        keep = self._keep(hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, _without_keep(hf_kwargs))
+        images = mm_items.get("image")
+        if isinstance(images, ImageProcessorItems):
+            data[KEEP] = torch.stack([packed(keep)] * len(images))
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, KEEP: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(mm_items, _without_keep(hf_processor_mm_kwargs), out_mm_kwargs)
+        images, keep = mm_items.get("image"), self._keep(hf_processor_mm_kwargs)
+        if not isinstance(images, ImageProcessorItems):
+            return updates
+        return [self._shortened(update, images, keep) if update.modality == "image" else update for update in updates]
+
+    def _keep(self, request: Mapping[str, object]) -> Keep:
+        return keep_of(self.info.get_hf_config(), request)
+
+    def _shortened(self, update: Any, images: ImageProcessorItems, keep: Keep) -> Any:
+        config: Any = self.info.get_hf_config()
+        scope = pruner_of(config, keep).scope
+        token = update.target[0]
+
+        def replacement(index: int) -> Shortened:
+            details = update.replacement(index)
+            if not isinstance(details, PromptUpdateDetails):
+                details = PromptUpdateDetails.from_seq(details)
+            width, height = images.get_image_size(index)
+            before = details.full.count(token)
+            kept = _kept(config, before, (height, width), keep, scope)
+            start = details.full.index(token)
+            full = details.full[:start] + details.full[start + before - kept :]
+            return Shortened(full, details.is_embed, before, kept)
+
+        return PromptReplacement(update.modality, update.target, replacement)
+
+
+def _kept(config: Any, count: int, size: tuple[int, int], keep: Keep, scope: str) -> int:
+    """Visual tokens of an image after pruning, newlines included."""
+    ranked = [len(view) for view in views(config, count, size)]
+    newlines = count - sum(ranked)
+    return newlines + sum(kept_count([sum(ranked)] if scope == "image" else ranked, keep))
+
+
+def _without_keep(request: Mapping[str, object]) -> Mapping[str, object]:
+    return {name: value for name, value in request.items() if name != KEEP}

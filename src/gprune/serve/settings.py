@@ -1,0 +1,82 @@
+"""The method of a server and the budget of a request.
+
+The method is the operator's, for it decides what an image costs; the budget is the client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..named import parse_pruner
+from ..pruners import PRUNERS, GPrune, Pruner, ScorePruner, SetPruner, get_pruner
+from ..tokens import Keep, check_keep
+
+METHOD, KEEP = "gprune_method", "gprune_keep"
+"""Entries of the model's config (`--hf-overrides`); `KEEP` is also one of a request's `mm_processor_kwargs`."""
+
+_MOST = 2.0**53
+"""More tokens than any image has; up to here a float64 counts exactly."""
+
+
+def served_pruner(method: str, keep: Keep) -> Pruner:
+    """A method that chooses by the features alone, which is all that vLLM has when it must choose.
+
+    Raises:
+        ValueError, TypeError: unknown method or setting, one that needs more, or no budget.
+    """
+    if not _by_features_alone(get_pruner(method.partition(":")[0])):
+        names = [name for name, each in PRUNERS.items() if _by_features_alone(each)]
+        raise ValueError(
+            f"method {method!r} cannot be served by vLLM: it needs more than the features of the visual tokens; "
+            f"accepted are {', '.join(names)}"
+        )
+    return parse_pruner(method, keep)
+
+
+def pruner_of(config: Any, keep: Keep) -> Pruner:
+    """The server's method, with a budget; G-Prune where the config names none."""
+    return served_pruner(getattr(config, METHOD, GPrune.name), keep)
+
+
+def keep_of(config: Any, request: Mapping[str, object]) -> Keep:
+    """The budget of a request: its own, or else the server's.
+
+    Args:
+        config: of the model.
+        request: its `mm_processor_kwargs`.
+
+    Raises:
+        ValueError: it is no budget, or the request has other entries.
+    """
+    if others := sorted(set(request) - {KEEP}):
+        raise ValueError(
+            f"mm_processor_kwargs has {', '.join(others)}; with gprune a request may only set {KEEP}, for other "
+            f"arguments of the processor can change how many visual tokens an image has; set them for all with "
+            f"--mm-processor-kwargs when the server is started"
+        )
+    keep: Any = request.get(KEEP, getattr(config, KEEP, Pruner.keep))
+    try:
+        check_keep(keep)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{KEEP}: {error}") from error
+    return keep
+
+
+def packed(keep: Keep) -> Tensor:
+    """A budget on its way to the model: float64 [2], a ratio or a number of tokens, 0 the one that it is not."""
+    ratio, count = (keep, 0.0) if isinstance(keep, float) else (0.0, min(keep, _MOST))
+    return torch.tensor([ratio, count], dtype=torch.float64)
+
+
+def unpacked(keep: Tensor) -> Keep:
+    """The inverse of `packed`."""
+    ratio, count = keep.tolist()
+    return int(count) or ratio
+
+
+def _by_features_alone(method: type[Pruner]) -> bool:
+    return issubclass(method, (ScorePruner, SetPruner)) and not method.needs

@@ -1,0 +1,94 @@
+"""What the tests that run vLLM share: they are skipped without it, nothing reaches a hub, one engine runs at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", TOKENIZERS_PARALLELISM="false")
+pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
+
+from gprune import GPrune, Keep, Pruner
+from gprune.prompt import ask, build_inputs
+from gprune.serve.families import architecture
+
+SMALL: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": 2048,
+    "max_num_seqs": 4,
+    "kv_cache_memory_bytes": 2**27,
+    "enforce_eager": True,
+}
+STEPS = 12
+QUESTION = "what is in the picture?"
+
+
+@contextmanager
+def engine(path: Path, **options: Any) -> Iterator[Any]:
+    """A vLLM in processes of its own, which end with the context."""
+    from vllm import LLM
+
+    llm = LLM(str(path), **{**SMALL, **options})
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def pruned(path: Path, **settings: Any) -> dict[str, Any]:
+    """The options with which vLLM prunes a checkpoint."""
+    from transformers import AutoConfig
+
+    return {"hf_overrides": {"architectures": [architecture(AutoConfig.from_pretrained(path))], **settings}}
+
+
+def load(path: Path) -> tuple[Any, Any]:
+    """The same checkpoint in transformers."""
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return model.eval(), transformers.AutoProcessor.from_pretrained(path)
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Coloured squares, so that some tokens are alike and some are not."""
+    cells = np.random.default_rng(seed).integers(0, 255, (-(-height // 12), -(-width // 12), 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
+
+
+def prompt(processor: Any, images: Sequence[Image.Image], keep: Keep | None = None) -> dict[str, Any]:
+    """A request for vLLM; without a budget, the server's holds."""
+    text = processor.apply_chat_template(ask(images, QUESTION), add_generation_prompt=True, tokenize=False)
+    request: dict[str, Any] = {"prompt": text, "multi_modal_data": {"image": list(images)}}
+    return request if keep is None else {**request, "mm_processor_kwargs": {"gprune_keep": keep}}
+
+
+def answers(llm: Any, requests: Sequence[dict[str, Any]]) -> list[Any]:
+    """Greedy answers of vLLM, together."""
+    from vllm import SamplingParams
+
+    return llm.generate(requests, SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True), use_tqdm=False)
+
+
+def expected(model: Any, processor: Any, images: Sequence[Image.Image], pruner: Pruner) -> tuple[int, list[int]]:
+    """Tokens of the prompt after pruning, and the greedy answer, of transformers with this pruner."""
+    inputs = build_inputs(model, processor, [(images, QUESTION)])
+    with pruner.attach(model) as run:
+        output = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+    length = inputs["input_ids"].shape[1]
+    dropped = sum(report.n_before - report.n_after for report in run.images)
+    return length - dropped, output[0, length:].tolist()
+
+
+def contiguous(keep: Keep, **settings: Any) -> GPrune:
+    """G-Prune with the positions that vLLM gives: of the families here, those of text."""
+    return GPrune(keep, positions="contiguous", **settings)

@@ -1,0 +1,43 @@
+"""Pruned features for a vLLM that knows nothing of pruning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gprune import GPrune, Random, ToMe
+from gprune.prompt import build_inputs
+from gprune.pruners import Pruner
+from gprune.scenes.benchmark import examples
+from gprune.scenes.model import load_embedded
+from gprune.serve import embed
+
+PICTURES = [example.picture for example in examples("test", 4)]
+
+
+@pytest.mark.parametrize("pruner", [GPrune(0.3), GPrune(40), Random(0.5, seed=3), GPrune(1.0)])
+def test_rows_are_those_that_the_model_would_read(pruner: Pruner) -> None:
+    model, processor = load_embedded()
+    features = embed(pruner, model, processor, PICTURES)
+    for picture, rows in zip(PICTURES, features, strict=True):
+        inputs = build_inputs(model, processor, [([picture], "what is there?")])
+        with torch.no_grad():
+            encoded = model.get_image_features(inputs.pixel_values, inputs.image_sizes).pooler_output[0]
+        with pruner(model) as run:
+            model(**inputs)
+        assert torch.equal(rows, encoded[run.images[0].kept])
+
+
+def test_merged_tokens_come_merged() -> None:
+    model, processor = load_embedded()
+    pruner = ToMe(0.3, where="tokens")
+    (rows,) = embed(pruner, model, processor, PICTURES[:1])
+    inputs = build_inputs(model, processor, [(PICTURES[:1], "")])
+    with torch.no_grad():
+        encoded = model.get_image_features(inputs.pixel_values, inputs.image_sizes).pooler_output[0]
+    assert len(rows) < len(encoded)
+    assert not torch.isin(rows, encoded).all()
+
+
+def test_no_pictures() -> None:
+    assert embed(GPrune(0.3), *load_embedded(), []) == []

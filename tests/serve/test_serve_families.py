@@ -1,0 +1,107 @@
+"""What vLLM reserves for an image and what fills it, without vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Size
+
+from gprune import PRUNERS, GPrune
+from gprune.serve.families import ARCHITECTURES, architecture, views
+from gprune.serve.settings import keep_of, packed, pruner_of, served_pruner, unpacked
+
+SIZES: tuple[Size, ...] = ((16, 16), (20, 40), (40, 40), (30, 18), (100, 3), (3, 100), (200, 170))
+FEATURES_ALONE = ("gprune", "random", "uniform", "l2norm", "divprune", "graphcover")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_views_are_those_of_the_family(name: str, size: Size) -> None:
+    family = FAMILIES[name]
+    count, layout = family.image_layout(size)
+    config, _ = family.build()
+    found = views(config, count, size)
+    assert [(view.rows.tolist(), view.grid) for view in found] == layout
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "internvl"])
+def test_another_number_of_tokens_is_refused(name: str) -> None:
+    family = FAMILIES[name]
+    count, _ = family.image_layout((40, 40))
+    with pytest.raises(ValueError, match=f"an image of 40 x 40 pixels .* has {count + 1} visual tokens"):
+        views(family.build()[0], count + 1, (40, 40))
+
+
+def test_models_that_vllm_cannot_prune() -> None:
+    accepted = "accepted are llava, llava_next, llava_onevision, internvl"
+    for name in set(FAMILIES) - set(ARCHITECTURES):
+        with pytest.raises(ValueError, match=f"model_type '{name}' pruned; {accepted}"):
+            architecture(FAMILIES[name].build()[0])
+
+
+def test_a_llava_with_line_breaks() -> None:
+    config, _ = FAMILIES["llava"].build()
+    config.vision_config.model_type = "pixtral"
+    with pytest.raises(ValueError, match="vision tower of model_type 'pixtral'"):
+        architecture(config)
+
+
+@pytest.mark.parametrize("keep", [0.3, 1.0, 1e-9, 0.1, 1, 2, 128, 10**6])
+def test_a_budget_arrives_as_it_was_sent(keep: float) -> None:
+    arrived = unpacked(packed(keep))
+    assert (arrived, type(arrived)) == (keep, type(keep))
+
+
+def test_a_number_beyond_all_floats_keeps_all() -> None:
+    assert unpacked(packed(10**400)) >= 2**50
+
+
+def test_methods_that_need_features_alone() -> None:
+    for name in PRUNERS:
+        if name in FEATURES_ALONE:
+            assert served_pruner(name, 0.3).name == name
+        else:
+            with pytest.raises(ValueError, match=f"method '{name}' cannot be served .* accepted are gprune, random"):
+                served_pruner(name, 0.3)
+
+
+def test_a_mask_is_not_opened() -> None:
+    with pytest.raises(ValueError, match="cannot be served"):
+        served_pruner("foreground:mask=/does/not/exist.png", 0.3)
+
+
+class Config:
+    """What `--hf-overrides` put beside the model's own settings."""
+
+    def __init__(self, **settings: Any) -> None:
+        vars(self).update(settings)
+
+
+def test_the_request_goes_before_the_server() -> None:
+    assert keep_of(Config(), {}) == GPrune().keep
+    assert keep_of(Config(gprune_keep=40), {}) == 40
+    assert keep_of(Config(gprune_keep=40), {"gprune_keep": 0.5}) == 0.5
+
+
+def test_the_server_has_a_method() -> None:
+    assert pruner_of(Config(), 0.5) == GPrune(0.5)
+    assert pruner_of(Config(gprune_method="gprune:init=ones:scope=image"), 7) == GPrune(7, init="ones", scope="image")
+
+
+@pytest.mark.parametrize("keep", [0, 0.0, 1.5, -1, True, "0.3", None, [1], float("nan"), float("inf")])
+def test_wrong_budgets(keep: Any) -> None:
+    with pytest.raises(ValueError, match=r"gprune_keep: keep=.*a float in \(0, 1\] is a ratio, an int >= 1"):
+        keep_of(Config(), {"gprune_keep": keep})
+
+
+def test_other_settings_of_a_request() -> None:
+    with pytest.raises(ValueError, match="mm_processor_kwargs has max_pixels, size; with gprune"):
+        keep_of(Config(), {"size": 8, "gprune_keep": 0.5, "max_pixels": 9})
+
+
+def test_views_can_be_made_where_the_features_are() -> None:
+    family = FAMILIES["llava_next"]
+    count, _ = family.image_layout((40, 40))
+    assert all(view.rows.device == torch.device("meta") for view in views(family.build()[0], count, (40, 40), "meta"))

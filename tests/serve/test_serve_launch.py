@@ -1,0 +1,102 @@
+"""`gprune serve`: what it hands to vLLM, and what it refuses before vLLM starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import gprune.serve.launch
+from gprune.cli import app
+from gprune.cli.options import WrongInput
+from gprune.scenes.model import embedded_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments with which vLLM would have been started."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(gprune.serve.launch, "check_installed", lambda: None)
+    monkeypatch.setattr(gprune.serve.launch, "run_server", lambda arguments: started.append(list(arguments)))
+    return started
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)])
+
+
+def options(arguments: list[str]) -> dict[str, Any]:
+    return dict(zip(arguments[::2], arguments[1::2], strict=True))
+
+
+def test_the_embedded_model(started: list[list[str]]) -> None:
+    result = run("embedded", "--keep", "0.5", "--method", "gprune:init=ones", "--port", "8001", "--max-model-len=512")
+    assert result.exit_code == 0
+    assert started[0][-3:] == ["--port", "8001", "--max-model-len=512"]
+    given = options(started[0][:-1])
+    assert given["--model"] == str(embedded_path())
+    assert (given["--served-model-name"], given["--dtype"]) == ("embedded", "float32")
+    assert json.loads(given["--hf-overrides"]) == {
+        "architectures": ["GPruneLlavaNextForConditionalGeneration"],
+        "gprune_method": "gprune:init=ones",
+        "gprune_keep": 0.5,
+    }
+    assert result.stderr.startswith("gprune: vllm serve /")
+
+
+def test_a_model_in_a_folder(started: list[list[str]]) -> None:
+    run(embedded_path(), "--keep", "40")
+    given = options(started[0])
+    assert set(given) == {"--model", "--hf-overrides"}
+    assert given["--model"] == str(embedded_path())
+    assert json.loads(given["--hf-overrides"])["gprune_keep"] == 40
+
+
+def test_what_the_user_says_of_the_embedded_model_holds(started: list[list[str]]) -> None:
+    run("embedded", "--served-model-name", "small", "--dtype=bfloat16")
+    (arguments,) = started
+    assert arguments[-3:] == ["--served-model-name", "small", "--dtype=bfloat16"]
+    assert (arguments.count("--served-model-name"), arguments.count("--dtype")) == (1, 0)
+
+
+def _other_family(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["embedded", "--keep", "0"], "keep=0 keeps no token"),
+        (["embedded", "--keep", "1.5"], "keep=1.5 is not a ratio"),
+        (["embedded", "--keep", "many"], "could not convert string to float"),
+        (["embedded", "--method", "fastest"], "method 'fastest' is unknown"),
+        (["embedded", "--method", "fastv"], "method 'fastv' cannot be served by vLLM"),
+        (["embedded", "--method", "gprune:colour=red"], "has the settings"),
+        (["embedded", "--hf-overrides", "{}"], "gprune serve sets --hf-overrides"),
+        (["embedded", "--hf_overrides.x=1"], "gprune serve sets --hf-overrides"),
+        (["/no/such/folder"], "/no/such/folder cannot be loaded"),
+    ],
+)
+def test_refused_before_vllm_starts(started: list[list[str]], arguments: list[str], reason: str) -> None:
+    result = run(*arguments)
+    assert isinstance(result.exception, WrongInput)
+    assert reason in str(result.exception)
+    assert not started
+
+
+def test_a_family_that_vllm_cannot_prune(started: list[list[str]], tmp_path: Path) -> None:
+    result = run(_other_family(tmp_path))
+    assert isinstance(result.exception, WrongInput)
+    assert "model_type 'qwen2_5_vl' pruned; accepted are llava, llava_next" in str(result.exception)
+    assert not started
+
+
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gprune.serve.launch, "find_spec", lambda name: None)
+    result = run("embedded")
+    assert isinstance(result.exception, WrongInput)
+    assert "pip install 'gprune[vllm]'" in str(result.exception)
