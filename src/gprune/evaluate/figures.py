@@ -94,8 +94,8 @@ def curves(cells: Sequence[Cell], columns: Sequence[str], across: str) -> Image.
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    across = min(len(labels), 5 if len(panels) > 1 else 3)
-    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
+    legend_columns = min(len(labels), 5 if len(panels) > 1 else 3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=9)
     return _painted(figure)
 
 
