@@ -41,7 +41,9 @@ NEW_TOKENS = 6
 def cluster() -> Iterator[None]:
     """Ray with room for two workers, for all jobs of a test session."""
     modules = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}  # where workers find the engine below
-    ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, runtime_env=modules)
+    ray.init(
+        "local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, runtime_env=modules
+    )
     yield
     ray.shutdown()
 
