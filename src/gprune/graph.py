@@ -144,9 +144,9 @@ def rank_views(
     degrees = features.new_empty(len(features), dtype=torch.int64)
     for size, starts in _groups(sizes, max_memory):
         if size > _SMALL:
-            rows = torch.arange(starts[0], starts[0] + size, device=features.device)
-            part = features[starts[0] : starts[0] + size]
-            scores[rows], degrees[rows] = blocks.representativeness(
+            view = slice(starts[0], starts[0] + size)
+            part = features[view]
+            scores[view], degrees[view] = blocks.representativeness(
                 part, initial_scores(part, init), similarity, iterations, temperature, max_memory
             )
         else:
