@@ -94,10 +94,8 @@ def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState
             f"input_ids has {batch} rows but the pruned cache was filled with {state.mask.shape[0]}; "
             f"a cache goes on with the rows it was filled with, or from one row to many; prefill again"
         )
-    known = state.mask[:, :cached].expand(batch, -1)
-    decoded = known.new_ones(batch, cached - known.shape[1])
-    positions = read_positions(model, call, state, state.start(cached), new, visual)
-    return Columns(torch.cat([known, decoded], dim=1), new, positions)
+    known = pad(state.mask[:, :cached], (0, max(0, cached - state.mask.shape[1])), value=True).expand(batch, -1)
+    return Columns(known, new, read_positions(model, call, state, state.start(cached), new, visual))
 
 
 def own_types(call: dict[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,10 @@ def next_position(positions: Tensor, new: Tensor, otherwise: Tensor) -> Tensor:
         new: bool [B, q], which of them are tokens.
         otherwise: int64 [..., B, 1].
     """
-    last = positions.masked_fill(~new, -1).amax(-1, keepdim=True)
-    if last.ndim == 3:
-        last[1:] = last[1:].amax(0, keepdim=True)
-    return torch.where(last < 0, otherwise, last + 1)
+    after = torch.where(new, positions + 1, 0).amax(-1, keepdim=True)
+    if after.ndim == 3:
+        after[1:] = after[1:].amax(0, keepdim=True)
+    return torch.where(after > 0, after, otherwise)
 
 
 def token_row(model: PreTrainedModel, positions: Tensor) -> Tensor | None:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..pruners.base import Positions
-from .columns import all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
-from .encoder import PIXELS, Modality, encode, keep_rows, modalities
+from .columns import Columns, all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
+from .encoder import PIXELS, EncoderOutputs, Modality, encode, keep_rows, modalities
 from .layouts import Layout
 from .positions import multimodal_rope, next_position, renumber
 from .selection import BatchSelection
@@ -60,6 +60,11 @@ def rewrite_call(
     columns = read_columns(model, call, state, cached, visual=bool(carried))
     given, outputs = encode(model, call, carried)
     call = own_types(given)
+    if not carried:
+        # Every decoded token comes this way.
+        after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
+        columns = replace(columns, positions=columns.positions - state.shift)
+        return _rewritten(call, outputs, columns, replace(state, mask=columns.mask, next_position=after))
 
     drop = torch.zeros_like(columns.new)
     everything = True
@@ -73,7 +78,7 @@ def rewrite_call(
         if not batch.everything:
             outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept, batch.merged)
             drop = drop | torch.zeros_like(drop).masked_scatter(placeholders, ~batch.kept.to(drop.device))
-    if carried and everything and untouched:
+    if everything and untouched:
         return {**given, "mm_encoder_outputs": outputs}
 
     start = state.start(cached)
@@ -87,16 +92,17 @@ def rewrite_call(
         call, columns = drop_columns(call, columns, drop, _text_token(model), padding)
         if cached and not columns.new.all():
             _check_padding(model)
-    outputs.state = CacheState(
-        mask=columns.mask,
-        dropped=state.dropped + length - columns.new.shape[1],
-        next_position=after,
-        shift=shift,
-    )
+    dropped = state.dropped + length - columns.new.shape[1]
+    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift))
+
+
+def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, state: CacheState) -> dict[str, Any]:
+    """A call with these columns, whose cache comes out with this state."""
+    outputs.state = state
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
     return {
-        **all_types(call, cached),
-        "attention_mask": columns.mask,
+        **all_types(call, columns.cached.shape[1]),
+        "attention_mask": state.mask,
         "position_ids": columns.positions,
         "mm_encoder_outputs": outputs,
     }
