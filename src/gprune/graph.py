@@ -24,9 +24,6 @@ from .kernels import blocks
 
 Init = Literal["norm", "ones"]
 
-MAX_MEMORY = {"cpu": 2**29, "cuda": 2**30}
-"""Bytes of edges kept between two steps, by kind of device. 32 LLaVA-NeXT images have 0.72 GB of them."""
-
 _SMALL = 512
 """Tokens of a view up to which all its pairs at once are as fast as blocks of them."""
 
@@ -135,7 +132,7 @@ def rank_views(
         Scores, float32 [T], and degrees, int64 [T].
     """
     if max_memory is None:
-        max_memory = MAX_MEMORY.get(features.device.type, MAX_MEMORY["cpu"])
+        max_memory = blocks.budget(features.device)
     if _has_kernels(features.device):
         from .kernels import cuda
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -41,6 +42,24 @@ def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
         patch.setattr(attach_run, "rewrite_call", counted)
         model(**inputs)
     return counter.count
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
+def test_the_host_never_waits_while_tokens_are_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES[name]
+    model, inputs, counter, steps = family.model(), family.inputs((((20, 40),),) * 3), Reads(), 0
+    rewrite = attach_run.rewrite_call
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        with counter if steps > 1 else nullcontext():
+            return rewrite(*arguments)
+
+    with monkeypatch.context() as patch, GPrune(keep=0.5)(model):
+        patch.setattr(attach_run, "rewrite_call", counted)
+        model.generate(**inputs, max_new_tokens=6, min_new_tokens=6)
+    assert (steps, counter.count) == (6, 0)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])

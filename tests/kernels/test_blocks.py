@@ -96,20 +96,6 @@ def test_small_views_and_blocks_keep_the_same_tokens() -> None:
     assert torch.equal(together.topk(150).indices.sort().values, apart.topk(150).indices.sort().values)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 127, 128, 129, 400])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gram_is_the_product(count: int, dtype: torch.dtype) -> None:
-    vectors = clustered(count).to(dtype)
-    torch.testing.assert_close(blocks.gram(vectors), vectors @ vectors.T)
-
-
-@pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 400])
-def test_nearest_is_the_largest_product_with_another(count: int) -> None:
-    vectors = clustered(count)
-    products = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
-    torch.testing.assert_close(blocks.nearest(vectors), products.amax(1))
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read as Linux tells it")
 def test_a_large_view_needs_no_memory_for_all_pairs() -> None:
     count, budget = 12_000, 2**25

@@ -75,6 +75,14 @@ def test_the_order_of_the_tokens_does_not_matter(places, k):
     assert [places[i] for i in order(shuffled, k)] == order(tokens, k)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_without_memory_for_all_similarities_it_keeps_the_same(seed, monkeypatch):
+    tokens = known(features(100, d=40, seed=seed), seed)
+    expected = order(tokens, 50)
+    monkeypatch.setattr("gprune.kernels.gram.budget", lambda device: 0)
+    assert order(tokens, 50) == expected
+
+
 def test_the_first_token_is_the_most_relevant_one():
     tokens = known(features(20))
     nearest = torch.cosine_similarity(tokens.features, tokens.questions[0].mean(0)[None]).argmax()

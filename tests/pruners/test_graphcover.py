@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gprune import GPrune, GraphCover, View, VisualTokens
 from gprune.cli.options import read_pruners
-from gprune.graph import cosine_graph
+from gprune.kernels.gram import Gram
 from gprune.pruners.graphcover import greedy_cover
 
 
@@ -68,15 +68,25 @@ def test_every_step_is_the_best_there_is(make, temperature, seed):
 def test_many_steps_leave_no_error_behind():
     """What every token would add is counted anew at every step; in float32 the sums would differ too much."""
     tokens = torch.cat([clustered(200), features(100)])
-    similarity = cosine_graph(tokens[None], -1, 0.1).weights[0]
-    weights = tokens.norm(dim=-1)
-    s, covered, expected = similarity.double(), torch.zeros(300, dtype=torch.float64), []
+    directions, weights = torch.nn.functional.normalize(tokens.double(), dim=-1), tokens.double().norm(dim=-1)
+    similarity = Gram(directions, lambda cosine: cosine.sub(1).div(0.1).exp())
+    s, covered, expected = similarity.rows(torch.arange(300)), torch.zeros(300, dtype=torch.float64), []
     for _ in range(300):
-        gains = weights.double() @ (s - covered[:, None]).clamp(min=0)
+        gains = weights @ (s - covered[:, None]).clamp(min=0)
         gains[expected] = -1
         expected.append(int(gains.argmax()))
         covered = torch.maximum(covered, s[:, expected[-1]])
     assert greedy_cover(similarity, weights, 300).tolist() == expected
+
+
+@pytest.mark.parametrize("make", [features, clustered])
+@pytest.mark.parametrize("seed", range(3))
+def test_without_memory_for_all_similarities_it_keeps_the_same(make, seed, monkeypatch):
+    tokens = make(200, seed=seed)
+    expected = kept(tokens, 60)
+    monkeypatch.setattr("gprune.kernels.gram.budget", lambda device: 0)
+    monkeypatch.setattr("gprune.kernels.gram.PAIRS", 1000)
+    assert kept(tokens, 60) == expected
 
 
 @settings(max_examples=40)
@@ -98,7 +108,8 @@ def test_any_symmetric_similarity_with_any_weights(n, data):
     weights = np.array(data.draw(st.lists(sixteenths, min_size=n, max_size=n)))
     similarity = np.array(square).reshape(n, n)
     similarity = np.maximum(similarity, similarity.T)
-    chosen = greedy_cover(torch.tensor(similarity), torch.tensor(weights), n).tolist()
+    read = Gram(torch.eye(n), lambda products: torch.tensor(similarity))
+    chosen = greedy_cover(read, torch.tensor(weights), n).tolist()
     assert chosen == greedy(similarity, weights, n)
 
 

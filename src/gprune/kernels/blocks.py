@@ -13,7 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PAIRS = 2**24
+MAX_MEMORY = {"cpu": 2**29, "cuda": 2**30}
+"""Bytes of pairs kept between two steps, by kind of device. 32 LLaVA-NeXT images have 0.72 GB of them."""
+
+PAIRS = 2**24
 """Pairs of a block at most: 64 MiB of float32."""
 
 _LISTED = 12
@@ -94,7 +97,7 @@ class BlockedGraph:
         count = len(features)
         self.degrees = torch.zeros(count, dtype=torch.int64, device=features.device)
         self.totals = torch.zeros(count, device=features.device)
-        for block in _blocks(count):
+        for block in row_blocks(count):
             weights, edges = self._weights(block)
             size = len(weights)
             found = edges.sum(1)
@@ -108,7 +111,7 @@ class BlockedGraph:
     def step(self, scores: Tensor) -> Tensor:
         """S <- (S / row sums) E, float32 [N] of float32 [N] (Eq. 3)."""
         shares, received = scores / self.totals, torch.zeros_like(scores)
-        for block, kept in zip(_blocks(len(scores)), self._kept, strict=True):
+        for block, kept in zip(row_blocks(len(scores)), self._kept, strict=True):
             part = kept or _Dense(self._weights(block)[0])
             received[block] += part.times(shares[block.start :])
             received[block.stop :] += part.across(shares[block])
@@ -122,25 +125,9 @@ class BlockedGraph:
         return cosine.sub_(1).div_(self._temperature).exp_().masked_fill_(~edges, 0), edges
 
 
-def gram(vectors: Tensor) -> Tensor:
-    """All products of pairs of vectors, floating [N, N] of [N, d]."""
-    products = vectors.new_empty(len(vectors), len(vectors))
-    for block in _blocks(len(vectors)):
-        part = vectors[block] @ vectors[block.start :].T
-        products[block, block.start :] = part
-        products[block.stop :, block] = part[:, len(part) :].T
-    return products
-
-
-def nearest(vectors: Tensor) -> Tensor:
-    """The largest product of each vector with another, floating [N] of [N, d]; -inf for one alone."""
-    found = vectors.new_full((len(vectors),), -torch.inf)
-    for block in _blocks(len(vectors)):
-        part = vectors[block] @ vectors[block.start :].T
-        part.diagonal().fill_(-torch.inf)
-        found[block] = torch.maximum(found[block], part.amax(1))
-        found[block.start :] = torch.maximum(found[block.start :], part.amax(0))
-    return found
+def budget(device: torch.device) -> int:
+    """`MAX_MEMORY` of a device, of other kinds that of a CPU."""
+    return MAX_MEMORY.get(device.type, MAX_MEMORY["cpu"])
 
 
 def directions(features: Tensor) -> Tensor:
@@ -149,9 +136,9 @@ def directions(features: Tensor) -> Tensor:
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def _blocks(count: int) -> Iterator[slice]:
+def row_blocks(count: int) -> Iterator[slice]:
     """Rows of a view: so many at a time that products are large, and so few that little of one is computed twice."""
-    step = max(128, min(_PAIRS // max(1, count), count // 10))
+    step = max(128, min(PAIRS // max(1, count), count // 10))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 

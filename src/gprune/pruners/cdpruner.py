@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..kernels.blocks import gram
+from ..kernels.gram import Gram
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
@@ -47,8 +47,7 @@ class CDPruner(SetPruner):
         features = tokens.features[view.rows].double()
         directions = normalize(features, dim=-1)
         relevant = relevance(features, tokens.questions[view.image])
-        kernel = relevant[:, None] * gram(directions) * relevant
-        return view.rows[greedy_map(kernel, relevant, k)]
+        return view.rows[greedy_map(relevant[:, None] * directions, relevant, k)]
 
 
 def relevance(features: Tensor, question: Tensor) -> Tensor:
@@ -61,21 +60,22 @@ def relevance(features: Tensor, question: Tensor) -> Tensor:
     return torch.ones_like(near) if high == low else (near - low) / (high - low)
 
 
-def greedy_map(kernel: Tensor, otherwise: Tensor, k: int) -> Tensor:
-    """Again and again the index that makes the determinant of the chosen part of the kernel largest.
+def greedy_map(vectors: Tensor, otherwise: Tensor, k: int, max_memory: int | None = None) -> Tensor:
+    """Again and again the index that makes the determinant of all products of the chosen vectors largest.
 
     Args:
-        kernel: float64 [N, N], symmetric, positive semidefinite, with a diagonal of at most 1.
+        vectors: float64 [N, d], of norm at most 1.
         otherwise: float64 [N] in [0, 1], which index is next when all determinants are 0.
         k: at most N.
+        max_memory: see `Gram`; the steps keep k x N numbers beside.
 
     Returns:
         int64 [k], in the order chosen; ties go to the lower index.
     """
-    count = len(kernel)
-    volume = kernel.diagonal().clone()
-    rows = kernel.new_zeros(k, count)
-    taken = torch.zeros(count, dtype=torch.bool, device=kernel.device)
+    kernel = Gram(vectors, max_memory=max_memory)
+    volume = (vectors * vectors).sum(1)
+    rows = vectors.new_zeros(k, len(vectors))
+    taken = torch.zeros_like(volume, dtype=torch.bool)
     chosen = []
     for step in range(k):
         gain = torch.where(volume > NOTHING, volume, otherwise * NOTHING).masked_fill(taken, -1)
@@ -83,7 +83,7 @@ def greedy_map(kernel: Tensor, otherwise: Tensor, k: int) -> Tensor:
         chosen.append(best)
         taken[best] = True
         root = volume[best].clamp(min=NOTHING).sqrt()
-        rows[step] = (kernel[best] - rows[:step, best].T @ rows[:step]).squeeze(0) / root
+        rows[step] = (kernel.rows(best) - rows[:step, best].T @ rows[:step]).squeeze(0) / root
         rows[step] *= volume[best] > NOTHING
         volume = volume - rows[step] ** 2
     return torch.cat(chosen)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..graph import MAX_MEMORY
-from ..kernels.blocks import gram, nearest
+from ..kernels.gram import Gram
 from ..tokens import View, VisualTokens
 from .base import SetPruner
 
@@ -36,31 +35,21 @@ class DivPrune(SetPruner):
             return view.rows[farthest_first(directions, k)]
 
 
-def farthest_first(directions: Tensor, k: int, max_memory: int = MAX_MEMORY["cpu"]) -> Tensor:
+def farthest_first(directions: Tensor, k: int, max_memory: int | None = None) -> Tensor:
     """Greedy max-min over float32 [N, d], k of them: int64 [k], in the order chosen.
 
     Args:
         directions: of norm 1 or 0.
         k: at most N.
-        max_memory: bytes that all similarities may take; where they take more, each row is computed when it is needed.
+        max_memory: see `Gram`.
     """
-    count = len(directions)
-    cosine = gram(directions) if count * count * directions.element_size() <= max_memory else None
-    farthest = (nearest(directions) if cosine is None else _others(cosine)).argmin(-1, keepdim=True)
+    cosine = Gram(directions, max_memory=max_memory)
+    farthest = cosine.nearest().argmin(-1, keepdim=True)
     closest = torch.full_like(directions[:, 0], -torch.inf)
     chosen = []
     for _ in range(k):
         chosen.append(farthest)
-        if cosine is None:
-            row = directions @ directions.index_select(0, farthest)[0]
-        else:
-            row = cosine.index_select(0, farthest)[0]
         # Infinitely near to itself, so that it is never chosen again.
-        closest = torch.maximum(closest, row).index_fill_(0, farthest, torch.inf)
+        closest = torch.maximum(closest, cosine.rows(farthest)[0]).index_fill_(0, farthest, torch.inf)
         farthest = closest.argmin(-1, keepdim=True)
     return torch.cat(chosen)
-
-
-def _others(cosine: Tensor) -> Tensor:
-    """The largest similarity of each token to another: [N] of [N, N], whose diagonal is lost."""
-    return cosine.fill_diagonal_(-torch.inf).amax(-1)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..graph import cosine_graph, initial_scores
+from ..graph import initial_scores
+from ..kernels.blocks import directions
+from ..kernels.gram import Gram
 from ..tokens import View, VisualTokens
 from .base import SetPruner
 
@@ -52,35 +54,41 @@ class GraphCover(SetPruner):
             k rows of `view`, int64 [k], in the order chosen.
         """
         features = tokens.features[view.rows]
-        similarity = cosine_graph(features[None], -1, self.temperature).weights[0]
-        return view.rows[greedy_cover(similarity, initial_scores(features), k)]
+        with torch.autocast(features.device.type, enabled=False):
+            similarity = Gram(directions(features), self._weight)
+            return view.rows[greedy_cover(similarity, initial_scores(features), k)]
+
+    def _weight(self, cosine: Tensor) -> Tensor:
+        """s, float64, of cosines, which are NaN where a token of norm 0 points nowhere."""
+        return cosine.clamp_(max=1).sub_(1).div_(self.temperature).exp_().nan_to_num_(0).double()
 
 
-def greedy_cover(similarity: Tensor, weights: Tensor, k: int) -> Tensor:
+def greedy_cover(similarity: Gram, weights: Tensor, k: int) -> Tensor:
     """Greedy facility location: every index is the one that most raises sum_i weights[i] max_j similarity[i, j].
 
     What the others would add changes only through the rows that are now better represented than before, so a step
     reads these alone. Gains are kept in float64, where the changes leave no error that could reorder them.
 
     Args:
-        similarity: floating [N, N], symmetric, not negative.
+        similarity: float64 [N, N], symmetric, not negative.
         weights: floating [N], not negative.
         k: at most N.
 
     Returns:
         int64 [k], in the order chosen; ties go to the lower index.
     """
-    similarity, weights = similarity.double(), weights.double()
-    covered = torch.zeros_like(weights)
-    gains = weights @ similarity
+    weights = weights.double()
+    gains, covered = torch.zeros_like(weights), torch.zeros_like(weights)
+    for part, rows in similarity.parts():
+        gains += weights[part] @ rows
     chosen = []
     for _ in range(k):
         best = gains.argmax(-1, keepdim=True)
         chosen.append(best)
-        offered = similarity.index_select(0, best)[0]
-        better = (offered > covered).nonzero().squeeze(1)
-        before, after = covered[better, None], offered[better, None]
-        gains -= weights[better] @ similarity[better].clamp_(before, after).sub_(before)
+        offered = similarity.rows(best)[0]
+        for part, rows in similarity.parts((offered > covered).nonzero().squeeze(1)):
+            before, after = covered[part, None], offered[part, None]
+            gains -= weights[part] @ rows.clamp_(before, after).sub_(before)
         gains[best] = -torch.inf
         covered = torch.maximum(covered, offered)
     return torch.cat(chosen)

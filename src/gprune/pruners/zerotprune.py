@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..kernels.blocks import gram
+from ..kernels.gram import gram
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
