@@ -2,7 +2,8 @@
 
 Times `select` on the visual tokens of a batch of 640 x 480 images, and the unpruned prefill of the language model on
 the same number of tokens and 75 of text, in turns: LLaVA-NeXT-8B with random weights on a GPU, the embedded model on
-a CPU. Times do not depend on the weights.
+a CPU. Times do not depend on the weights. The row `attach` is all that an attached `random` does between the vision
+tower and the language model: the prompts are read, tokens chosen, features and positions shortened.
 
     python benchmarks/selection.py
 """
@@ -18,11 +19,13 @@ from typing import Any
 
 import torch
 from kernels import RESULTS, clustered_on, seconds
+from torch import Tensor
 
-from gprune import View, VisualTokens
+from gprune import Random, View, VisualTokens
 from gprune.architectures import architecture
+from gprune.attach.encoder import encode
 from gprune.evaluate.cells import versions
-from gprune.evaluate.noise import build_model
+from gprune.evaluate.noise import build_model, build_prompts
 from gprune.models import read_config
 from gprune.named import parse_pruner
 from gprune.tiling import tiling
@@ -60,6 +63,15 @@ def visual_tokens(config: Any, batch: int, device: str) -> VisualTokens:
     )
 
 
+def between(net: Any, prompts: dict[str, Tensor], device: str) -> Callable[[], object]:
+    """What an attached pruner does with a call whose images are encoded already."""
+    run = Random(KEEP).attach(net)
+    call: dict[str, Any] = {name: value.to(device) for name, value in prompts.items()}
+    call["pixel_values"] = call["pixel_values"].to(net.dtype)
+    call, encoded = encode(net, call, ["image"])
+    return partial(run._rewrite, {**call, "mm_encoder_outputs": encoded}, None)
+
+
 @torch.no_grad()
 def measure(device: str, config: Any) -> list[Row]:
     """Every method and the prefill in turns."""
@@ -74,6 +86,7 @@ def measure(device: str, config: Any) -> list[Row]:
             method: partial(parse_pruner(method, KEEP).select, tokens) for method in METHODS
         }
         calls["prefill"] = partial(language, inputs_embeds=embeddings, use_cache=True)
+        calls["attach"] = between(net, build_prompts(config, SIZE, TEXT_TOKENS, batch), device)
         times: dict[str, list[float]] = {name: [] for name in calls}
         for repeat in range(REPEATS + 1):
             for name, call in calls.items():

@@ -65,6 +65,7 @@ def test_per_image_merges_the_views_of_an_image_and_leaves_fixed_rows_fixed():
     [
         (lambda: View(torch.arange(5), (2, 3)), ValueError, "grid=(2, 3) holds 6 tokens but the view has 5"),
         (lambda: VisualTokens.of(torch.zeros(2, 3, 4)), ValueError, "shape (2, 3, 4)"),
+        (lambda: VisualTokens.of(torch.zeros(3, 0)), ValueError, "shape (3, 0)"),
         (lambda: VisualTokens.of(torch.zeros(())), ValueError, "shape ()"),
         (lambda: VisualTokens.of(torch.zeros(2, 3, dtype=torch.int64)), TypeError, "torch.int64"),
         (

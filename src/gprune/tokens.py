@@ -58,7 +58,7 @@ class VisualTokens:
 
     Raises:
         TypeError: features are not floating point.
-        ValueError: features are not 2-D, or `sizes` does not add up to N.
+        ValueError: features are not 2-D or have no width, or `sizes` does not add up to N.
     """
 
     features: Tensor
@@ -175,9 +175,9 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
 
 
 def _check_features(features: Tensor) -> None:
-    if features.ndim != 2:
+    if features.ndim != 2 or not features.shape[1]:
         raise ValueError(
-            f"features has shape {tuple(features.shape)}; visual tokens are a 2-D tensor [N, d]; "
+            f"features has shape {tuple(features.shape)}; visual tokens are a 2-D tensor [N, d], d >= 1; "
             f"for a batch of images build one VisualTokens per image and join them with VisualTokens.cat"
         )
     if not features.is_floating_point():
