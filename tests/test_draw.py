@@ -67,8 +67,8 @@ def patch_centres(pixels: np.ndarray, grid: tuple[int, int], box: tuple[float, f
 )
 def test_only_the_kept_patches_keep_their_colour(grid: tuple[int, int], size: tuple[int, int], data: Any) -> None:
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=grid[0] * grid[1], max_size=grid[0] * grid[1])))
-    canvas, area = gprune.draw._canvas(Image.new("RGB", size, COLOR), (0, 0, *size))
-    pixels = np.asarray(gprune.draw._faded(canvas, mask.reshape(grid), area))
+    canvas, area = gprune.draw.on_canvas(Image.new("RGB", size, COLOR), (0, 0, *size))
+    pixels = np.asarray(gprune.draw.faded(canvas, mask.reshape(grid), area))
     centres = patch_centres(pixels, grid, (0, 0, 1, 1))
     np.testing.assert_array_equal((centres == COLOR).all(-1), mask.reshape(grid))
     assert (centres[~mask.reshape(grid)].min(initial=255)) > 190

@@ -159,7 +159,7 @@ def _without_weights(model: str | PreTrainedConfig | PreTrainedModel) -> Any:
     config: Any = architecture(model) if isinstance(model, str) else getattr(model, "config", model)
     if not countable(config):
         raise ValueError(
-            f"cannot count the cost of a {type(model).__name__} (model_type="
+            f"cannot count the cost of {model if isinstance(model, str) else type(model).__name__} (model_type="
             f"{getattr(config, 'model_type', None)!r}) from its config; supported are {', '.join(COUNTABLE)} with a "
             f"vision tower of a fixed input size; of other models gprune.cost.measure counts what a prompt costs"
         )

@@ -55,28 +55,28 @@ def draw(
         ValueError: nothing to draw, reports of different pictures, a view whose grid is unknown, a heatmap of a
             method without scores, or fewer tiles than views.
     """
-    grids = _check([report for _, report in (*kept, *scores)], [report for _, report in scores])
+    grids = checked_grids([report for _, report in (*kept, *scores)], [report for _, report in scores])
     views = len((*kept, *scores)[0][1].views)
     if tiles and len(tiles) < views:
         raise ValueError(f"there are {len(tiles)} tiles for {views} views; accepted is one for each; leave them out")
     if tiles:
-        canvases = [_canvas(tile, (0, 0, *tile.size)) for tile in tiles[:views]]
+        canvases = [on_canvas(tile, (0, 0, *tile.size)) for tile in tiles[:views]]
     else:
-        canvases = [_canvas(picture, box or (0, 0, *picture.size))] * views
+        canvases = [on_canvas(picture, box or (0, 0, *picture.size))] * views
     bands: list[tuple[str, list[tuple[str, Image.Image]]]] = []
     for i, grid in grids.items():
         canvas, area = canvases[i]
         panels = [("the picture", _ruled(canvas, grid, area))]
         for title, report in kept:
             mask = torch.isin(report.views[i].rows, report.kept).reshape(grid).numpy()
-            panels.append((f"{title}\n{mask.sum()} of {mask.size}", _faded(canvas, mask, area)))
+            panels.append((f"{title}\n{mask.sum()} of {mask.size}", faded(canvas, mask, area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if kept else []
     for i, grid in grids.items():
         canvas, area = canvases[i]
         panels = []
         for title, report in scores:
             assert report.scores is not None
-            panels.append((title, _heated(canvas, report.scores[report.views[i].rows].reshape(grid).numpy(), area)))
+            panels.append((title, heated(canvas, report.scores[report.views[i].rows].reshape(grid).numpy(), area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if scores else []
     return _sheet(bands, canvases[0][0].height / canvases[0][0].width)
 
@@ -116,7 +116,7 @@ def centre_crop(processor: Any, size: tuple[int, int]) -> Box | None:
     return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
 
 
-def _check(reports: Sequence[ImageReport], scored: Sequence[ImageReport]) -> dict[int, tuple[int, int]]:
+def checked_grids(reports: Sequence[ImageReport], scored: Sequence[ImageReport]) -> dict[int, tuple[int, int]]:
     """The grid of each view that has tokens, by its number."""
     if not reports:
         raise ValueError("there is nothing to draw; accepted is at least one report; pass one in `kept` or `scores`")
@@ -134,7 +134,7 @@ def _check(reports: Sequence[ImageReport], scored: Sequence[ImageReport]) -> dic
     return {i: view.grid for i, view in enumerate(views) if view.grid is not None and len(view)}
 
 
-def _canvas(picture: Image.Image, box: Box) -> tuple[Image.Image, tuple[int, int, int, int]]:
+def on_canvas(picture: Image.Image, box: Box) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The picture at the size of a panel, and the whole pixels of it that `box` covers."""
     width, height = picture.size
     ratio = min(max(height / width, 1 / _STEEPEST), _STEEPEST)
@@ -161,13 +161,13 @@ def _blended(picture: np.ndarray, colour: np.ndarray | float, share: np.ndarray 
     return Image.fromarray(np.rint(picture * (1 - share) + colour * share).astype(np.uint8))
 
 
-def _faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
+def faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
     """The picture with all but the patches of bool [rows, columns] `mask` nearly grey."""
     kept = np.nan_to_num(_placed(mask, canvas.size, area))[..., None]
     return _blended(np.asarray(canvas, dtype=np.float32), 235.0, _FADED * (1 - kept))
 
 
-def _heated(canvas: Image.Image, values: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
+def heated(canvas: Image.Image, values: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
     """The picture in grey under the colours of the values [rows, columns]."""
     low, high = np.quantile(values, (0.02, 0.98))
     heat = _placed((values - low) / max(high - low, np.finfo(np.float32).tiny), canvas.size, area)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..attach import ImageReport
-from ..draw import Box, _canvas, _check, _faded, _heated
+from ..draw import Box, checked_grids, faded, heated, on_canvas
 
 MAX_SHEETS = 2
 """Pictures for one image."""
@@ -54,13 +54,13 @@ class Sheet:
         tiles: Sequence[Image.Image],
         views: Sequence[int],
     ) -> None:
-        grids = _check([report], [])
+        grids = checked_grids([report], [])
         if tiles and len(tiles) < len(report.views):
             raise ValueError(f"there are {len(tiles)} tiles for {len(report.views)} views; the views cannot be drawn")
         self.grids = {i: grids[i] for i in views if i in grids}
         parts: list[tuple[Image.Image, Box | None]] = [(tile, None) for tile in tiles]
         parts = parts or [(picture, box)] * len(report.views)
-        self.canvases = {i: _canvas(parts[i][0], parts[i][1] or (0, 0, *parts[i][0].size)) for i in self.grids}
+        self.canvases = {i: on_canvas(parts[i][0], parts[i][1] or (0, 0, *parts[i][0].size)) for i in self.grids}
         self._named = len(report.views) == len(_TWO_VIEWS) and not tiles
         sizes = [canvas.size for canvas, _ in self.canvases.values()]
         width, height = max(x for x, _ in sizes) + _GAP, max(y for _, y in sizes) + _GAP + _CAPTION
@@ -80,7 +80,7 @@ class Sheet:
         def view(i: int) -> tuple[str, Image.Image]:
             mask = np.isin(report.views[i].rows.numpy(), report.kept.numpy()).reshape(self.grids[i])
             canvas, area = self.canvases[i]
-            return f"{self.name(i)}: {mask.sum()} of {mask.size}", _faded(canvas, mask, area)
+            return f"{self.name(i)}: {mask.sum()} of {mask.size}", faded(canvas, mask, area)
 
         return self._laid_out(view)
 
@@ -90,7 +90,7 @@ class Sheet:
         def view(i: int) -> tuple[str, Image.Image]:
             assert report.scores is not None
             canvas, area = self.canvases[i]
-            return self.name(i), _heated(
+            return self.name(i), heated(
                 canvas, report.scores[report.views[i].rows].reshape(self.grids[i]).numpy(), area
             )
 
@@ -100,7 +100,7 @@ class Sheet:
         """The view of a patch with all but its neighbours, bool [n], greyed out; itself and the nearest are framed."""
         canvas, area = self.canvases[patch.view]
         grid = self.grids[patch.view]
-        drawn = _faded(canvas, neighbours.reshape(grid), area)
+        drawn = faded(canvas, neighbours.reshape(grid), area)
         pen = ImageDraw.Draw(drawn)
         for index in (*nearest, patch.index):
             left, top, right, bottom = _cell_of(divmod(index, grid[1]), grid, area)
