@@ -94,7 +94,7 @@ def test_only_what_is_missing_is_done(tmp_path: Path, monkeypatch: pytest.Monkey
     after = {row["id"]: row["answer"] for row in rows_of(job.output)}
     assert (summary.rows, summary.before) == (12, 8) and len(after) == len(rows_of(job.output)) == 12
     assert before.items() <= after.items()
-    monkeypatch.setattr(gprune.batch.workers, "_ray_running", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(gprune.batch.workers, "ray_running", lambda *_: pytest.fail("Ray was started"))
     summary = run(job)
     assert (summary.rows, summary.good, summary.before, summary.rows_per_second) == (12, 12, 12, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -195,3 +196,27 @@ def test_a_job_killed_while_it_writes(tmp_path: Path) -> None:
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["a", "b"]
     assert not list((tmp_path / "out").glob(".*.tmp"))
     assert pq.read_schema(tmp_path / "out" / "part-000001.parquet").equals(ANSWERED)
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from gprune.batch.parts import opened
+try:
+    with opened(Path(sys.argv[1]), {}, size=1):
+        print("opened")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Also where root runs the test, who would else be allowed to."""
+    as_others = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override"]
+    tmp_path.chmod(0o555)
+    for folder in (tmp_path, tmp_path / "out"):
+        done = subprocess.run(
+            [*as_others, sys.executable, "-c", READ_ONLY, str(folder)], capture_output=True, text=True
+        )
+        assert f"output {folder} cannot be made or written" in done.stdout, done.stderr
+        assert "Permission denied" in done.stdout and not list(tmp_path.iterdir())

@@ -25,10 +25,12 @@ def test_what_is_asked_and_answered() -> None:
     with serving(StandIn()) as server:
         given = replace(engine(server), keep=0.3)
         given.check()
+        assert server.tried == {64: 1}
+        asked = len(server.requests)
         answers = given.start()(pictures(4, 5, 6))
     assert [each.text for each in answers] == [f"{w}x9 {QUESTION} {w} ({w}, 2, 3)" for w in (4, 5, 6)]
     assert all(each.error is None and each.seconds > 0 and each.visual_tokens == 0 for each in answers)
-    for body in server.requests:
+    for body in server.requests[asked:]:
         assert len(body.pop("messages")) == 1
         assert body.pop("mm_processor_kwargs") == {"gprune_keep": 0.3}
         assert body == {"model": "llava", "max_tokens": 5, "temperature": 0}
@@ -62,6 +64,14 @@ def test_a_row_that_the_server_refuses(status: int) -> None:
 def test_a_server_that_refuses_everything(status: int) -> None:
     with serving(StandIn({5: [status] * 9})) as server, pytest.raises(requests.RequestException):
         replace(engine(server), retries=1).start()(pictures(5))
+
+
+def test_a_server_that_takes_no_budgets() -> None:
+    with serving(StandIn({64: [400] * 2})) as server:
+        with pytest.raises(ValueError, match=r"keep=0.3 \(the server says 400: .*--trust-request-mm-kwargs"):
+            replace(engine(server), keep=0.3).check()
+        engine(server).check()  # without a budget nothing is asked
+    assert server.tried == {64: 1}
 
 
 def test_what_is_known_before() -> None:

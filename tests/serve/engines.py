@@ -47,7 +47,8 @@ def pruned(path: Path, **settings: Any) -> dict[str, Any]:
     """The options with which vLLM prunes a checkpoint."""
     from transformers import AutoConfig
 
-    return {"hf_overrides": {"architectures": [architecture(AutoConfig.from_pretrained(path))], **settings}}
+    name = architecture(AutoConfig.from_pretrained(path), experimental=True)
+    return {"hf_overrides": {"architectures": [name], **settings}}
 
 
 def load(path: Path) -> tuple[Any, Any]:
@@ -65,9 +66,11 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
 
 
-def prompt(processor: Any, images: Sequence[Image.Image], keep: Keep | None = None) -> dict[str, Any]:
+def prompt(
+    processor: Any, images: Sequence[Image.Image], keep: Keep | None = None, question: str = QUESTION
+) -> dict[str, Any]:
     """A request for vLLM; without a budget, the server's holds."""
-    text = processor.apply_chat_template(ask(images, QUESTION), add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(ask(images, question), add_generation_prompt=True, tokenize=False)
     request: dict[str, Any] = {"prompt": text, "multi_modal_data": {"image": list(images)}}
     return request if keep is None else {**request, "mm_processor_kwargs": {"gprune_keep": keep}}
 
@@ -79,9 +82,11 @@ def answers(llm: Any, requests: Sequence[dict[str, Any]]) -> list[Any]:
     return llm.generate(requests, SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True), use_tqdm=False)
 
 
-def expected(model: Any, processor: Any, images: Sequence[Image.Image], pruner: Pruner) -> tuple[int, list[int]]:
+def expected(
+    model: Any, processor: Any, images: Sequence[Image.Image], pruner: Pruner, question: str = QUESTION
+) -> tuple[int, list[int]]:
     """Tokens of the prompt after pruning, and the greedy answer, of transformers with this pruner."""
-    inputs = build_inputs(model, processor, [(images, QUESTION)])
+    inputs = build_inputs(model, processor, [(images, question)])
     with pruner.attach(model) as run:
         output = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
     length = inputs["input_ids"].shape[1]

@@ -11,12 +11,25 @@ import transformers as T
 from transformers import CLIPImageProcessor, LlavaOnevisionImageProcessor, LlavaOnevisionVideoProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from gprune.scenes.model import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
 TILE, PATCH = 32, 4
 EXTRA = ("<video>", "<image_start>", "<image_end>")
 VIDEO = 128
+CELL = 2 * PATCH
+"""Side in pixels of what one token of a Qwen model shows."""
+TEXT_WIDTH = 128
+QWEN_TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": TEXT_WIDTH}
+QWEN = {
+    "vision_start": "<|vision_start|>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "vision_end": "<|vision_end|>",
+}
 
 
 def write_llava(folder: Path) -> Path:
@@ -93,12 +106,72 @@ def write_internvl(folder: Path) -> Path:
     return _write(T.InternVLForConditionalGeneration(config), processor, folder)
 
 
+def write_qwen2_vl(folder: Path) -> Path:
+    """Images of any size, positions along three axes."""
+    tower = {"embed_dim": 64, "hidden_size": TEXT_WIDTH, "mlp_ratio": 2}
+    processor = _qwen_processor(T.Qwen2VLProcessor, Qwen2VLVideoProcessor)
+    return _write(T.Qwen2VLForConditionalGeneration(_qwen(T.Qwen2VLConfig, processor, tower)), processor, folder)
+
+
+def write_qwen2_5_vl(folder: Path) -> Path:
+    """The same with a tower that mostly looks at windows."""
+    tower = {"window_size": 4 * PATCH, "fullatt_block_indexes": [1], **QWEN_TOWER}
+    processor = _qwen_processor(T.Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)
+    return _write(T.Qwen2_5_VLForConditionalGeneration(_qwen(T.Qwen2_5_VLConfig, processor, tower)), processor, folder)
+
+
+def write_qwen3_vl(folder: Path) -> Path:
+    """The same, and features of inner layers of the tower go to layers of the LLM."""
+    tower = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], **QWEN_TOWER}
+    processor = _qwen_processor(T.Qwen3VLProcessor, Qwen3VLVideoProcessor)
+    config = _qwen(T.Qwen3VLConfig, processor, tower, mrope_interleaved=True)
+    return _write(T.Qwen3VLForConditionalGeneration(config), processor, folder)
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llava": write_llava,
     "llava_onevision": write_onevision,
     "internvl": write_internvl,
 }
 """By model_type; of llava_next there is the model in the package."""
+
+EXPERIMENTAL: dict[str, Callable[[Path], Path]] = {
+    "qwen2_5_vl": write_qwen2_5_vl,
+    "qwen2_vl": write_qwen2_vl,
+    "qwen3_vl": write_qwen3_vl,
+}
+
+
+def _qwen(kind: type[Any], processor: Any, tower: dict[str, Any], **rope: Any) -> Any:
+    ids = {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(token) for name, token in QWEN.items()}
+    text = _text("", len(processor.tokenizer))
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], **rope}
+    del text["model_type"]
+    vision = {
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        **tower,
+    }
+    return kind(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+
+
+def _qwen_processor(kind: type[Any], videos: type[Any]) -> Any:
+    tokenizer = T.PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer().backend_tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={f"{name}_token": token for name, token in QWEN.items()},
+        padding_side="left",
+    )
+    template = CHAT_TEMPLATE.replace("<image>", QWEN["vision_start"] + QWEN["image"] + QWEN["vision_end"])
+    pixels = {"shortest_edge": 4 * CELL**2, "longest_edge": 300 * CELL**2}
+    sizes = {"size": pixels, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    return kind(Qwen2VLImageProcessor(**sizes), tokenizer, videos(**sizes), chat_template=template)
 
 
 def _tokenizer() -> Any:
@@ -134,7 +207,7 @@ def _text(model_type: str, vocabulary: int) -> dict[str, Any]:
     return {
         "model_type": model_type,
         "vocab_size": vocabulary,
-        "hidden_size": 128,
+        "hidden_size": TEXT_WIDTH,
         "intermediate_size": 256,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, Size
 
 from gprune import PRUNERS, GPrune
-from gprune.serve.families import ARCHITECTURES, architecture, views
+from gprune.serve.families import ARCHITECTURES, EXPERIMENTAL, architecture, views
 from gprune.serve.settings import keep_of, packed, pruner_of, served_pruner, unpacked
 
 SIZES: tuple[Size, ...] = ((16, 16), (20, 40), (40, 40), (30, 18), (100, 3), (3, 100), (200, 170))
@@ -26,6 +26,16 @@ def test_views_are_those_of_the_family(name: str, size: Size) -> None:
     assert [(view.rows.tolist(), view.grid) for view in found] == layout
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", EXPERIMENTAL)
+def test_a_view_has_the_grid_that_the_processor_tells(name: str, size: Size) -> None:
+    family = FAMILIES[name]
+    count, layout = family.image_layout(size)
+    _, rows, columns = family.image_pixels(size, torch.Generator())["image_grid_thw"][0].tolist()
+    found = views(family.build()[0], count, (rows, columns))
+    assert [(view.rows.tolist(), view.grid) for view in found] == layout
+
+
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "internvl"])
 def test_another_number_of_tokens_is_refused(name: str) -> None:
     family = FAMILIES[name]
@@ -36,9 +46,17 @@ def test_another_number_of_tokens_is_refused(name: str) -> None:
 
 def test_models_that_vllm_cannot_prune() -> None:
     accepted = "accepted are llava, llava_next, llava_onevision, internvl"
-    for name in set(FAMILIES) - set(ARCHITECTURES):
+    for name in set(FAMILIES) - set(ARCHITECTURES) - set(EXPERIMENTAL):
         with pytest.raises(ValueError, match=f"model_type '{name}' pruned; {accepted}"):
-            architecture(FAMILIES[name].build()[0])
+            architecture(FAMILIES[name].build()[0], experimental=True)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTAL)
+def test_an_experiment_is_asked_for(name: str) -> None:
+    config, _ = FAMILIES[name].build()
+    with pytest.raises(ValueError, match=f"'{name}' pruned only as an experiment; .* --experimental"):
+        architecture(config)
+    assert architecture(config, experimental=True) == EXPERIMENTAL[name]
 
 
 def test_a_llava_with_line_breaks() -> None:

@@ -62,8 +62,8 @@ def test_what_the_user_says_of_the_embedded_model_holds(started: list[list[str]]
     assert (arguments.count("--served-model-name"), arguments.count("--dtype")) == (1, 0)
 
 
-def _other_family(folder: Path) -> Path:
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+def _other_family(folder: Path, model_type: str) -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     return folder
 
 
@@ -89,10 +89,25 @@ def test_refused_before_vllm_starts(started: list[list[str]], arguments: list[st
 
 
 def test_a_family_that_vllm_cannot_prune(started: list[list[str]], tmp_path: Path) -> None:
-    result = run(_other_family(tmp_path))
+    result = run(_other_family(tmp_path, "glm4v"), "--experimental")
     assert isinstance(result.exception, WrongInput)
-    assert "model_type 'qwen2_5_vl' pruned; accepted are llava, llava_next" in str(result.exception)
+    assert "model_type 'glm4v' pruned; accepted are llava, llava_next" in str(result.exception)
     assert not started
+
+
+def test_an_experiment(started: list[list[str]], tmp_path: Path) -> None:
+    model = _other_family(tmp_path, "qwen2_5_vl")
+    result = run(model)
+    assert isinstance(result.exception, WrongInput)
+    assert "start gprune serve with --experimental" in str(result.exception)
+    assert not started
+    result = run(model, "--experimental", "--hf-overrides", "{}")
+    assert "--video-pruning-rate" in str(result.exception)
+    assert not started
+    run(model, "--experimental")
+    given = options(started[0])
+    assert json.loads(given["--hf-overrides"])["architectures"] == ["GPruneQwen2_5_VLForConditionalGeneration"]
+    assert float(given["--video-pruning-rate"]) > 0
 
 
 def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

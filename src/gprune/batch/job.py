@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .cluster import check_address
 from .engine import Engine
 from .inputs import Columns, absolute, read_source
 from .parts import opened
@@ -31,7 +32,7 @@ class Job:
         actors: workers; None is one for each GPU, or one.
         batch_size: rows that a worker answers at once.
         part_rows: rows of a part, and so at most what is lost if the job is killed.
-        address: of a Ray cluster; None works in processes of this machine.
+        address: of a Ray cluster, HOST:PORT or "auto"; None works in processes of this machine.
         patience: seconds that the workers may take to start, and that may pass later without a row answered.
     """
 
@@ -100,7 +101,7 @@ def run(job: Job, progress: Callable[[Progress], None] = lambda state: None) -> 
         progress: called at the beginning, and whenever rows are answered.
 
     Raises:
-        ValueError, TypeError: the input, the output, the model or a setting cannot be used.
+        ValueError, TypeError: the input, the output, the model, the cluster or a setting cannot be used.
         OSError: there is no such input, or the output cannot be made.
         RuntimeError: a part could not be written, or a worker failed for another reason than a row; what is finished
             is intact, and the same job goes on from there.
@@ -108,6 +109,7 @@ def run(job: Job, progress: Callable[[Progress], None] = lambda state: None) -> 
     started = time.perf_counter()
     source = read_source(job.input, job.columns, job.question)
     job.engine.check()
+    check_address(job.address)
     with opened(job.output, job.settings, job.part_rows) as parts:
         done = parts.done()
         todo = source.without(done)

@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -56,7 +56,8 @@ class Server:
         return {"engine": "server", **asked}
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a budget that is none, or unless the server answers and has the model."""
+        """Raise ValueError or TypeError for a budget that is none, or unless the server answers, has the model and
+        takes the budget."""
         if self.keep is not None:
             check_keep(self.keep)
         try:
@@ -70,6 +71,21 @@ class Server:
             ) from error
         if self.model not in served:
             raise ValueError(f"server {self.url} has no model {self.model!r}; it has {', '.join(served)}")
+        if self.keep is not None:
+            self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Ask about a blank picture: a server that takes no budgets would make every row an error."""
+        try:
+            [answer] = replace(self, max_new_tokens=1, retries=0).start()([(Image.new("RGB", (64, 64), "white"), "?")])
+        except requests.RequestException:
+            return  # the first rows will tell, after as many tries as they are given
+        if answer.error:
+            raise ValueError(
+                f"server {self.url} refuses a small picture with the budget keep={self.keep} ({answer.error}); "
+                f"accepted is a server of gprune serve, started with --trust-request-mm-kwargs; start it so, or leave "
+                f"the budget out for the server's own"
+            )
 
     def start(self) -> Ask:
         """Open connections."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
+from .cluster import ray_running
 from .engine import ANSWERED, Worker
 from .inputs import Source
 from .pictures import read_pictures
@@ -31,12 +30,12 @@ def answer_rows(job: Job, source: Source) -> Generator[pa.Table, None, None]:
         Tables of the schema `ANSWERED`, as they come.
 
     Raises:
-        ValueError: there is no room for so many workers.
+        ValueError: the cluster cannot be used, or has no room for so many workers.
         RuntimeError: a worker can answer nothing, or none did for long.
     """
     if not len(source):
         return
-    with _ray_running(job):
+    with ray_running(job.address, (job.actors or 1) + 1):
         share = _share(job, len(source), ray.cluster_resources())
         rows = ray.data.from_arrow(list(source.blocks)).map_batches(
             read_pictures,
@@ -57,10 +56,13 @@ def answer_rows(job: Job, source: Source) -> Generator[pa.Table, None, None]:
         answered.context.enable_progress_bars = False
         answered.context.wait_for_min_actors_s = job.patience
         answered.context.execution_no_progress_timeout_s = job.patience
+        batches = iter(answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
-            for sent in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                _heed(sent)
-                yield sent.select(ANSWERED.names)
+            # Closed, so that Ray's threads end before Ray does.
+            with closing(batches):
+                for sent in batches:
+                    _heed(sent)
+                    yield sent.select(ANSWERED.names)
         except ExecutionTimeoutError as error:
             raise RuntimeError(
                 f"no row was answered for {job.patience} seconds; perhaps one kills its worker by the memory it needs: "
@@ -99,26 +101,3 @@ def _share(job: Job, rows: int, resources: dict[str, float]) -> _Share:
         raise ValueError(f"{workers} workers need {wanted}; Ray has {cpus} CPUs and {all_gpus} GPUs; give fewer actors")
     # On a cluster a worker has to fit on a machine, whose size is not known here.
     return _Share(workers, 1 if gpus or job.address else (cpus - 1) // workers, 1 if gpus else 0)
-
-
-@contextmanager
-def _ray_running(job: Job) -> Iterator[None]:
-    """The Ray that this process is connected to, or else one for the time of the block."""
-    if ray.is_initialized():
-        yield
-        return
-    # Only so does Ray send nothing to its makers, and leave to its logs what is of no use here.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if job.address is None:
-        cpus = max(os.cpu_count() or 1, (job.actors or 1) + 1)
-        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    else:
-        ray.init(job.address, log_to_driver=False, logging_level="ERROR")
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ray.shutdown()

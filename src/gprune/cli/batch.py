@@ -52,7 +52,7 @@ def batch(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once, in each worker.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 128,
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, or auto; left out: processes of this machine.")
+        str | None, typer.Option(help="Of a Ray cluster, HOST:PORT or auto; left out: processes of this machine.")
     ] = None,
     image_column: Annotated[str, typer.Option(help="Of tables: the picture's path or bytes.")] = "image",
     question_column: Annotated[str, typer.Option(help="Of tables: the question.")] = "question",

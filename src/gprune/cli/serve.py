@@ -27,6 +27,9 @@ def serve(
     method: Annotated[
         str, typer.Option(help="A method that chooses by the features alone; settings follow a colon.")
     ] = "gprune",
+    experimental: Annotated[
+        bool, typer.Option("--experimental", help="Serve Qwen2-VL, Qwen2.5-VL, Qwen3-VL too; see docs/serving.md.")
+    ] = False,
 ) -> None:
     """Serve a model by vLLM, with the OpenAI protocol, pruned; further options are vLLM's.
 
@@ -36,7 +39,8 @@ def serve(
         from ..named import parse_keep
         from ..serve.launch import check_installed, run_server, server_arguments
 
-        arguments = server_arguments(model, read_config(model), parse_keep(keep), method, context.args)
+        config = read_config(model)
+        arguments = server_arguments(model, config, parse_keep(keep), method, context.args, experimental=experimental)
         check_installed()
     print(f"gprune: vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)
     run_server(arguments)

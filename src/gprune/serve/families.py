@@ -23,17 +23,32 @@ ARCHITECTURES = {
 }
 """Names of the architectures that `plugin.register` adds to vLLM, by model_type."""
 
+EXPERIMENTAL = {
+    "qwen2_vl": "GPruneQwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "GPruneQwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "GPruneQwen3VLForConditionalGeneration",
+}
+"""Those that an operator has to ask for."""
 
-def architecture(config: Any) -> str:
+
+def architecture(config: Any, experimental: bool = False) -> str:
     """The name of the architecture with which vLLM prunes a model.
 
     Args:
         config: of transformers.
+        experimental: whether one of `EXPERIMENTAL` will do.
 
     Raises:
         ValueError: it cannot; says why and what is accepted.
     """
     kind = config.model_type
+    if kind in EXPERIMENTAL:
+        if not experimental:
+            raise ValueError(
+                f"vLLM serves a model with model_type {kind!r} pruned only as an experiment; start gprune serve with "
+                f"--experimental, after reading what that means in docs/serving.md, or use gprune batch"
+            )
+        return EXPERIMENTAL[kind]
     if kind not in ARCHITECTURES:
         raise ValueError(
             f"vLLM cannot serve a model with model_type {kind!r} pruned; accepted are {', '.join(ARCHITECTURES)}; "
@@ -49,12 +64,12 @@ def architecture(config: Any) -> str:
 
 
 def views(config: Any, count: int, size: tuple[int, int], device: torch.device | str = "cpu") -> tuple[View, ...]:
-    """The views of an image of one of `ARCHITECTURES`; rows in no view are newlines.
+    """The views of an image of one of these architectures; rows in no view are newlines.
 
     Args:
         config: of transformers.
         count: visual tokens of the image before pruning.
-        size: (height, width) of the image in pixels.
+        size: (height, width) of the image in pixels; of one of `EXPERIMENTAL`, in any unit.
         device: of the views' rows.
 
     Raises:
@@ -67,7 +82,7 @@ def views(config: Any, count: int, size: tuple[int, int], device: torch.device |
         tile = config.image_seq_length
         _check_count(count, math.ceil(count / tile) * tile, size)
         return tuple(View(part, scaled((1, 1), tile)) for part in rows.split(tile))
-    return (View(rows, scaled((1, 1), count)),)
+    return (View(rows, scaled(size if config.model_type in EXPERIMENTAL else (1, 1), count)),)
 
 
 def _base_and_grid(config: Any, rows: Tensor, size: tuple[int, int]) -> tuple[View, ...]:

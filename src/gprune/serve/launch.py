@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ from typing import Any
 
 from ..models import EMBEDDED
 from ..tokens import Keep
-from .families import architecture
+from .families import EXPERIMENTAL, architecture
 from .settings import KEEP, METHOD, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
 
+PRUNING_PATH = ("--video-pruning-rate", "0.5")
+"""Has vLLM ask a model where its visual tokens lie, which it does for videos; any rate does, there are no videos."""
 
-def server_arguments(model: str, config: Any, keep: Keep, method: str, others: Sequence[str] = ()) -> list[str]:
+
+def server_arguments(
+    model: str, config: Any, keep: Keep, method: str, others: Sequence[str] = (), *, experimental: bool = False
+) -> list[str]:
     """What vLLM's server is to be started with.
 
     Args:
@@ -29,19 +35,21 @@ def server_arguments(model: str, config: Any, keep: Keep, method: str, others: S
         keep: the budget of requests that name none.
         method: see `parse_pruner`.
         others: further options of vLLM.
+        experimental: see `architecture`.
 
     Raises:
         ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
     """
     served_pruner(method, keep)
-    overrides = {"architectures": [architecture(config)], METHOD: method, KEEP: keep}
+    overrides = {"architectures": [architecture(config, experimental)], METHOD: method, KEEP: keep}
+    path = PRUNING_PATH if config.model_type in EXPERIMENTAL else ()
     name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
     if name is not None:
         raise ValueError(
             f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
-            f"these: {name} '{json.dumps(overrides)}'"
+            f"these: {shlex.join([name, json.dumps(overrides), *path])}"
         )
-    return ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *others]
+    return ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *path, *others]
 
 
 def _checkpoint(model: str, others: Sequence[str]) -> list[str]:

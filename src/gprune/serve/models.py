@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class PruningModel(Base):
 
     config: Any
     _pruner: Pruner
+    _sizes: ClassVar[str] = "image_sizes"
+    """The input that ends in (height, width) of each image, where there is one; the others are square."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -72,24 +74,27 @@ class PruningModel(Base):
 
     def embed_multimodal(self, **inputs: Any) -> Sequence[Tensor]:
         """The features of images or videos, floating [n, d] each."""
-        keeps, sizes = inputs.pop(KEEP, None), inputs.get("image_sizes")
+        keeps, sizes = inputs.pop(KEEP, None), inputs.get(self._sizes)
         features = super().embed_multimodal(**inputs)
         if keeps is None:  # videos, or images that were encoded elsewhere
             return features
         return [
-            self._prune(image, unpacked(keep), (1, 1) if sizes is None else tuple(sizes[i].tolist()))
+            self._prune(image, unpacked(keep), (1, 1) if sizes is None else tuple(sizes[i][-2:].tolist()))
             for i, (image, keep) in enumerate(zip(features, keeps, strict=True))
         ]
 
     def _prune(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
+        return features[self._choose(features, keep, size)]
+
+    def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
+        """The kept rows of an image's features: int64 [k], ascending."""
         _wait(features)
         started = time.perf_counter()
         where = views(self.config, len(features), size, features.device)
         kept = _select(replace(self._pruner, keep=keep), VisualTokens(features, where, (len(features),)))
-        pruned = features[kept]
-        _wait(pruned)
+        _wait(kept)
         metrics.SECONDS.inc(time.perf_counter() - started)
-        return pruned
+        return kept
 
 
 def _select(pruner: Pruner, tokens: VisualTokens) -> Tensor:
@@ -102,10 +107,10 @@ def _select(pruner: Pruner, tokens: VisualTokens) -> Tensor:
         return pruner.select(replace(tokens, features=tokens.features.where(finite, 0))).kept
 
 
-def _wait(features: Tensor) -> None:
+def _wait(tensor: Tensor) -> None:
     """A GPU works on while the host's clock runs."""
-    if features.is_cuda:
-        torch.cuda.synchronize(features.device)
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 class LlavaProcessor(PruningProcessor, LlavaMultiModalProcessor):

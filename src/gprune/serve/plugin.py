@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .families import ARCHITECTURES
+from .families import ARCHITECTURES, EXPERIMENTAL
 
 
 def register() -> None:
@@ -12,5 +12,6 @@ def register() -> None:
     """
     from vllm import ModelRegistry
 
-    for name in ARCHITECTURES.values():
-        ModelRegistry.register_model(name, f"gprune.serve.models:{name}")
+    for module, architectures in {"models": ARCHITECTURES, "qwen": EXPERIMENTAL}.items():
+        for name in architectures.values():
+            ModelRegistry.register_model(name, f"gprune.serve.{module}:{name}")

@@ -1,0 +1,109 @@
+"""vLLM with the plug-in answers as transformers does where kept tokens keep their places in a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engines import answers, engine, expected, load, picture, prompt, pruned
+from PIL import Image
+from servable import EXPERIMENTAL, QWEN
+
+from gprune import GPrune, Keep
+from gprune.serve.launch import PRUNING_PATH
+
+DEFAULT = 0.3
+SIZES = ((64, 64), (100, 40), (30, 90), (160, 24))
+BUDGETS = (None, 0.5, 20, 1, 1.0)
+PATH = {"video_pruning_rate": float(PRUNING_PATH[1]), "worker_cls": "placing_worker.PlacingWorker"}
+Asked = tuple[Sequence[Image.Image], Keep | None, str]
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTAL)
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return EXPERIMENTAL[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Any]:
+    """Takes 32 tokens of a prompt at a time, so that images are prefilled in parts."""
+    with engine(path, **pruned(path, gprune_keep=DEFAULT), **PATH, max_num_batched_tokens=32) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> tuple[Any, Any]:
+    return load(path)
+
+
+def check(llm: Any, reference: tuple[Any, Any], asked: Sequence[Asked]) -> list[Any]:
+    """What vLLM gives to these requests at once, each of which must equal what transformers gives."""
+    model, processor = reference
+    outputs = answers(llm, [prompt(processor, *one) for one in asked])
+    for (images, keep, question), output in zip(asked, outputs, strict=True):
+        length, tokens = expected(model, processor, images, GPrune(DEFAULT if keep is None else keep), question)
+        assert (len(output.prompt_token_ids), list(output.outputs[0].token_ids)) == (length, tokens)
+    return outputs
+
+
+def test_images_of_any_shape_each_with_its_own_budget(llm: Any, reference: tuple[Any, Any]) -> None:
+    images = [picture(*size, seed=i) for i, size in enumerate(SIZES)]
+    check(llm, reference, [([image], keep, "what is there?") for keep in BUDGETS for image in images])
+
+
+@pytest.mark.parametrize("keep", [0.7, 3])
+def test_several_images_in_a_prompt(llm: Any, reference: tuple[Any, Any], keep: Keep) -> None:
+    """Of several shapes, one of them twice."""
+    images = [picture(*size, seed=10 + i) for i, size in enumerate(SIZES)]
+    check(llm, reference, [([*images, images[1]], keep, "which are alike?")])
+
+
+def test_text_alone(llm: Any, reference: tuple[Any, Any]) -> None:
+    check(llm, reference, [([], None, "what is there?"), ([picture(64, 64, seed=20)], None, "what is there?")])
+
+
+def test_a_prompt_whose_image_is_partly_in_the_cache(llm: Any, reference: tuple[Any, Any]) -> None:
+    """Another question about the same pictures goes on in the middle of one; with another budget, from the start."""
+    images = [picture(160, 120, seed=30), picture(96, 160, seed=31)]
+    check(llm, reference, [(images, 0.5, "what is there?")])
+    (again,) = check(llm, reference, [(images, 0.5, "how many shapes?")])
+    (other,) = check(llm, reference, [(images, 0.4, "how many shapes?")])
+    visual = reference[1].tokenizer.convert_tokens_to_ids(QWEN["image"])
+    border = again.num_cached_tokens
+    assert again.prompt_token_ids[border - 1 : border + 1] == [visual, visual]
+    assert other.num_cached_tokens < border
+
+
+def test_images_that_span_more_positions_than_tokens(llm: Any, reference: tuple[Any, Any]) -> None:
+    """Whether they fit into the model is not a matter of how many of their tokens are kept."""
+    images = [picture(8, 8 * 150, seed=40 + i) for i in range(14)]
+    with pytest.raises(ValueError, match=r"the images span 2100 positions, .* the model has 2048; send fewer"):
+        answers(llm, [prompt(reference[1], images, 1)])
+    check(llm, reference, [(images[:13], 1, "what is there?")])
+
+
+def test_an_image_must_not_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
+    """The same image is not taken for sent."""
+    image = picture(64, 64, seed=60)
+    request = {"prompt": QWEN["vision_start"] + QWEN["image"], "multi_modal_data": {"image": [image]}}
+    with pytest.raises(ValueError, match="the prompt ends in an image; with gprune at least one token has to follow"):
+        answers(llm, [request])
+    check(llm, reference, [([image], None, "what is there?")])
+
+
+def test_videos_are_refused(llm: Any, reference: tuple[Any, Any]) -> None:
+    """vLLM would prune them by a method of its own."""
+    from vllm.exceptions import VLLMValidationError
+
+    video = np.zeros((4, 64, 64, 3), dtype=np.uint8)
+    metadata = {"fps": 1.0, "duration": 4.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    request = {
+        "prompt": QWEN["vision_start"] + QWEN["video"] + QWEN["vision_end"],
+        "multi_modal_data": {"video": [(video, metadata)]},
+    }
+    with pytest.raises(VLLMValidationError, match=r"At most 0 video\(s\) may be provided"):
+        answers(llm, [request])
+    check(llm, reference, [([picture(64, 64, seed=61)], None, "what is there?")])
