@@ -17,8 +17,8 @@ def cost(
     model: Annotated[
         str,
         typer.Option(
-            help="`embedded`, `llava-next-8b`, `llava-1.5-7b`, or the hub id or folder of a checkpoint, of which only the "
-            "config is read."
+            help="`embedded`, `llava-next-8b`, `llava-1.5-7b`, or the hub id or folder of a checkpoint, of which "
+            "only the config is read."
         ),
     ] = "llava-next-8b",
     image_size: Annotated[
