@@ -50,7 +50,8 @@ class Gram:
         count = len(self._vectors)
         if index is None:
             index = torch.arange(count, device=self._vectors.device)
-        for part in index.split(max(1, PAIRS // max(1, count))):
+        at_once = max(1, PAIRS // max(1, count))
+        for part in index.split(at_once) if len(index) > at_once else (index,):
             yield part, self.rows(part)
 
     def nearest(self) -> Tensor:
