@@ -20,7 +20,7 @@ import pytest
 from rayenv import NEW_TOKENS, QUESTION, answer_one_by_one, rows_of, scenes, write_folder
 
 COUNT, BAD = 40, (7, 33)
-SECONDS = 100
+SECONDS = 200
 
 
 @dataclass(frozen=True)

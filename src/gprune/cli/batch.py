@@ -114,7 +114,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
 
 
 def _show(summary: Summary) -> None:
-    columns = ("rows", "good", "bad", "before", "visual tokens", "seconds", "of these to start", "rows/s")
+    columns = ("rows", "good", "bad", "before", "visual tokens", "seconds", "to start", "rows/s")
     tokens = f"{summary.visual_tokens:,} -> {summary.kept_tokens:,.0f}" if summary.visual_tokens else "unknown"
     cells = [
         *(f"{count:,}" for count in (summary.rows, summary.good, summary.bad, summary.before)),
@@ -123,7 +123,7 @@ def _show(summary: Summary) -> None:
         f"{summary.start_seconds:,.1f}",
         f"{summary.rows_per_second:,.2f}",
     ]
-    caption = "Before: rows finished in earlier runs."
+    caption = "Before: rows finished in earlier runs; to start: seconds of this run until the first rows."
     if summary.first_error:
         caption += f" The first error: {summary.first_error}"
     print_table(columns, [cells], caption)
