@@ -159,33 +159,30 @@ def _qwen(kind: type[Any], processor: Any, tower: dict[str, Any], **rope: Any) -
 
 
 def _qwen_processor(kind: type[Any], videos: type[Any]) -> Any:
-    tokenizer = T.PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer().backend_tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        extra_special_tokens={f"{name}_token": token for name, token in QWEN.items()},
-        padding_side="left",
-    )
+    tokenizer = _with_tokens({f"{name}_token": token for name, token in QWEN.items()})
     template = CHAT_TEMPLATE.replace("<image>", QWEN["vision_start"] + QWEN["image"] + QWEN["vision_end"])
     pixels = {"shortest_edge": 4 * CELL**2, "longest_edge": 300 * CELL**2}
     sizes = {"size": pixels, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
     return kind(Qwen2VLImageProcessor(**sizes), tokenizer, videos(**sizes), chat_template=template)
 
 
-def _tokenizer() -> Any:
-    """That of the model in the package, with what else processors ask for."""
-    names = ("image_token", "context_image_token", "video_token", "start_image_token", "end_image_token")
-    tokenizer = T.PreTrainedTokenizerFast(
+def _with_tokens(extra: dict[str, str]) -> Any:
+    """The tokenizer of the model in the package with further special tokens, by name."""
+    return T.PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer().backend_tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        extra_special_tokens=dict(zip(names, ("<image>", "<image>", *EXTRA), strict=True)),
+        extra_special_tokens=extra,
         padding_side="left",
     )
+
+
+def _tokenizer() -> Any:
+    """That of the model in the package, with what else processors ask for."""
+    names = ("image_token", "context_image_token", "video_token", "start_image_token", "end_image_token")
+    tokenizer = _with_tokens(dict(zip(names, ("<image>", "<image>", *EXTRA), strict=True)))
     assert tokenizer.convert_tokens_to_ids(EXTRA[0]) == VIDEO
     return tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,16 +58,18 @@ def answer_rows(job: Job, source: Source) -> Generator[pa.Table, None, None]:
         answered.context.execution_no_progress_timeout_s = job.patience
         batches = iter(answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
-            # Closed, so that Ray's threads end before Ray does.
-            with closing(batches):
-                for sent in batches:
-                    _heed(sent)
-                    yield sent.select(ANSWERED.names)
+            for sent in batches:
+                _heed(sent)
+                yield sent.select(ANSWERED.names)
         except ExecutionTimeoutError as error:
             raise RuntimeError(
                 f"no row was answered for {job.patience} seconds; perhaps one kills its worker by the memory it needs: "
                 f"try smaller batches; what is finished is kept, do the same again to go on"
             ) from error
+        finally:
+            # Ray's threads are to end before Ray does; what they would write then is of no use on a full disk.
+            with suppress(OSError):
+                batches.close()
 
 
 def _heed(sent: pa.Table) -> None:
