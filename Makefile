@@ -98,16 +98,17 @@ bench: venv  ## The table of docs/throughput.md: how fast the embedded model ans
 	CUDA_VISIBLE_DEVICES= $(BIN)/gprune bench -o benchmarks/results/throughput_cpu
 
 # With GPU_PYTHON=python3 the two below need no network: a Python with torch, triton, transformers and Pillow does.
+GPU_RUN = PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python)
 bench-gpu-throughput: $(if $(GPU_PYTHON),,venv)  ## The paper's throughput column, on a GPU: its architecture with random weights
-	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) -m gprune bench --model llava-next-8b -o benchmarks/results/throughput_gpu
+	$(GPU_RUN) -m gprune bench --model llava-next-8b -o benchmarks/results/throughput_gpu
 
 bench-kernels: venv  ## The ranking beside the released form and the bare product; the selection beside the prefill
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/selection.py
 
 bench-gpu: $(if $(GPU_PYTHON),,venv)  ## All rows that need a GPU, in under eight minutes: kernels, selection, the paper's throughput column
-	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/kernels.py
-	PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/selection.py
+	$(GPU_RUN) benchmarks/kernels.py
+	$(GPU_RUN) benchmarks/selection.py
 	$(MAKE) bench-gpu-throughput
 
 train: venv  ## Train the embedded model from its seed (resumable; some 90 minutes on two cores)

@@ -117,8 +117,11 @@ def before_llm_alone(pruner: Pruner) -> bool:
     return not inside
 
 
-def countable(config: Any) -> bool:
-    """Whether `cost` can count for models with this config; a Pixtral tower's tokens are up to its processor."""
+def countable(config: Any, pruner: Pruner | None = None) -> bool:
+    """Whether `cost` can count for models with this config and this method; for the others there is `measure`."""
+    if pruner is not None and not before_llm_alone(pruner):
+        return False
+    # A Pixtral tower's tokens are up to its processor.
     return getattr(config, "model_type", None) in COUNTABLE and config.vision_config.model_type != "pixtral"
 
 

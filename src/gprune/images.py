@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,10 +26,7 @@ def open_image(path: str | Path) -> Image.Image:
         what = "is not a file" if path.exists() else "does not exist"
         raise UnreadableImage(f"{path} {what}; {accepted}; check the path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                return to_rgb(picture)
+        return read_rgb(path)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise UnreadableImage(
@@ -39,6 +37,14 @@ def open_image(path: str | Path) -> Image.Image:
         raise UnreadableImage(f"{path} {reason}; {accepted}; check the file") from error
     except Exception as error:  # a damaged file can make a decoder raise almost anything
         raise UnreadableImage(f"{path} cannot be read ({error}); {accepted}; check the file or get it again") from error
+
+
+def read_rgb(file: Path | BinaryIO) -> Image.Image:
+    """`to_rgb` of a file; whatever Pillow raises, and DecompressionBombWarning for a picture that is too large."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as picture:
+            return to_rgb(picture)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from transformers import TextIteratorStreamer
 
 from ..attach import ImageReport
 from ..attach.tokens import reports_of, visual_tokens
-from ..cost import Cost, before_llm_alone, cost, countable, measure
+from ..cost import Cost, cost, countable, measure
 from ..draw import centre_crop, tiles_of
 from ..kernels.blocks import directions
 from ..models import load
@@ -299,7 +299,7 @@ class Studio:
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=seconds)
 
     def _cost(self, subject: Subject, inputs: Any, pruner: Pruner | None) -> Cost:
-        if not countable(self.model.config) or (pruner is not None and not before_llm_alone(pruner)):
+        if not countable(self.model.config, pruner):
             with self._lock:
                 return measure(self.model, inputs, pruner)
         ids = inputs["input_ids"]

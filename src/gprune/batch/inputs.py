@@ -113,7 +113,7 @@ def read_source(given: str, columns: Columns, question: str | None) -> Source:
     elif question is None:
         raise ValueError(f"the pictures of {given} bring no question; give one that is asked of all")
     else:
-        blocks = list(_cut({"id": os.path.relpath(file, base), "path": file, "question": question} for file in files))
+        blocks = list(cut({"id": os.path.relpath(file, base), "path": file, "question": question} for file in files))
     source = Source(filesystem, blocks)
     if not len(source):
         raise ValueError(f"input {given} has no rows; {ACCEPTED}")
@@ -178,16 +178,16 @@ def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
-def _cut(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Rows as tables of at most `BLOCK_ROWS`."""
+def cut(rows: Iterator[dict[str, Any]], schema: pa.Schema = ROWS, size: int = BLOCK_ROWS) -> Iterator[pa.Table]:
+    """Rows as tables of at most `size`."""
     waiting: list[dict[str, Any]] = []
     for row in rows:
         waiting.append(row)
-        if len(waiting) == BLOCK_ROWS:
-            yield pa.Table.from_pylist(waiting, schema=ROWS)
+        if len(waiting) == size:
+            yield pa.Table.from_pylist(waiting, schema=schema)
             waiting = []
     if waiting:
-        yield pa.Table.from_pylist(waiting, schema=ROWS)
+        yield pa.Table.from_pylist(waiting, schema=schema)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class _Table:
                     rows.append(row | place if inline else self._linked(row, values[i]))  # type: ignore[index]
                     number += 1
                 # A row group is read as a whole, so its rows stay together.
-                yield from [pa.Table.from_pylist(rows, schema=ROWS)] if inline else _cut(iter(rows))
+                yield from [pa.Table.from_pylist(rows, schema=ROWS)] if inline else cut(iter(rows))
 
     def _jsonl(self) -> Iterator[pa.Table]:
         rows, number, at = [], 0, 0
@@ -251,7 +251,7 @@ class _Table:
             number += 1
         if names:
             self._check(sorted(names))
-        yield from _cut(iter(rows))
+        yield from cut(iter(rows))
 
     def _check(self, names: Sequence[str]) -> None:
         needed = [self.columns.image]

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
@@ -17,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pyarrow.fs import FileSystem
 
-from ..images import UnreadableImage, to_rgb
-from .inputs import Columns, locate
+from ..images import UnreadableImage, read_rgb
+from .inputs import Columns, cut, locate
 
 READ = pa.schema({"id": pa.string(), "question": pa.string(), "picture": pa.large_binary(), "error": pa.string()})
 """Of a row: its question and the bytes of its picture, or why there are none."""
@@ -39,14 +38,11 @@ def read_pictures(rows: pa.Table, filesystem: FileSystem, columns: Columns) -> I
     Yields:
         Tables of the schema `READ`, all rows in their order; what cannot be read is a row with its error.
     """
-    waiting = []
-    for row, picture, error in _read(rows.to_pylist(), filesystem, columns.image):
-        waiting.append({"id": row["id"], "question": row["question"], "picture": picture, "error": error})
-        if len(waiting) == TOGETHER:
-            yield pa.Table.from_pylist(waiting, schema=READ)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_pylist(waiting, schema=READ)
+    read = (
+        {"id": row["id"], "question": row["question"], "picture": picture, "error": error}
+        for row, picture, error in _read(rows.to_pylist(), filesystem, columns.image)
+    )
+    yield from cut(read, READ, TOGETHER)
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -56,10 +52,7 @@ def open_picture(data: bytes) -> Image.Image:
         UnreadableImage: no picture, truncated, or so large that it looks like a decompression bomb.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                return to_rgb(picture)
+        return read_rgb(io.BytesIO(data))
     except UnidentifiedImageError as error:
         raise UnreadableImage("the file is empty" if not data else "the file is not a picture") from error
     except Exception as error:  # a damaged file can make a decoder raise almost anything

@@ -96,9 +96,9 @@ def ask(
 
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
-    from ..cost import before_llm_alone, cost, countable, measure
+    from ..cost import cost, countable, measure
 
-    if not countable(model.config) or (pruner is not None and not before_llm_alone(pruner)):
+    if not countable(model.config, pruner):
         return measure(model, inputs, pruner)
     ids = inputs["input_ids"]
     visual = int((ids == model.config.image_token_id).sum())

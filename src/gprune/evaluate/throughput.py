@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..cost import Cost, before_llm_alone, cost, countable, measure
+from ..cost import Cost, cost, countable, measure
 from ..pruners import Pruner
 from ..tokens import Keep
 
@@ -200,7 +200,7 @@ def _lap(model: Any, inputs: Prompts, pruner: Pruner | None, new_tokens: int) ->
 
 def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, pruner: Pruner | None) -> Cost:
     """Counted from the config where that can be done, else while the model answers."""
-    if countable(model.config) and (pruner is None or before_llm_alone(pruner)):
+    if countable(model.config, pruner):
         return cost(model, [setting.image_size], setting.text_tokens, 1.0 if pruner is None else pruner)
     return measure(model, prompts(setting), pruner)
 
