@@ -15,6 +15,7 @@ from typing import Any
 from ..models import EMBEDDED
 from ..tokens import Keep
 from .families import EXPERIMENTAL, architecture
+from .host import REQUESTS
 from .settings import KEEP, METHOD, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -70,10 +71,15 @@ def check_installed() -> None:
 
 
 def run_server(arguments: Sequence[str]) -> None:
-    """Run vLLM's server in this process until it ends."""
+    """Run vLLM's server in this process until it ends.
+
+    Raises:
+        UnsupportedHost: vLLM is not one that gprune can rely on; of its models that is known only once they are loaded.
+    """
     with tempfile.TemporaryDirectory(prefix="gprune-metrics-") as folder:
         # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        REQUESTS.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
 

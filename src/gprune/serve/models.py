@@ -11,38 +11,41 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interns1 import (
-    InternS1DummyInputsBuilder,
-    InternS1ForConditionalGeneration,
-    InternS1MultiModalProcessor,
-    InternS1ProcessingInfo,
-)
-from vllm.model_executor.models.llava import (
-    LlavaDummyInputsBuilder,
-    LlavaForConditionalGeneration,
-    LlavaMultiModalProcessor,
-    LlavaProcessingInfo,
-)
-from vllm.model_executor.models.llava_next import (
-    LlavaNextForConditionalGeneration,
-    LlavaNextMultiModalProcessor,
-    LlavaNextProcessingInfo,
-)
-from vllm.model_executor.models.llava_onevision import (
-    LlavaOnevisionDummyInputsBuilder,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionMultiModalProcessor,
-    LlavaOnevisionProcessingInfo,
-)
-from vllm.model_executor.models.utils import WeightsMapper
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..pruners import NonFiniteFeatures, Pruner
 from ..tokens import Keep, VisualTokens
 from . import metrics
 from .families import views
+from .host import MODELS
 from .processing import PruningProcessor
 from .settings import KEEP, keep_of, pruner_of, unpacked
+
+with MODELS.checked():
+    from vllm.model_executor.models.interns1 import (
+        InternS1DummyInputsBuilder,
+        InternS1ForConditionalGeneration,
+        InternS1MultiModalProcessor,
+        InternS1ProcessingInfo,
+    )
+    from vllm.model_executor.models.llava import (
+        LlavaDummyInputsBuilder,
+        LlavaForConditionalGeneration,
+        LlavaMultiModalProcessor,
+        LlavaProcessingInfo,
+    )
+    from vllm.model_executor.models.llava_next import (
+        LlavaNextForConditionalGeneration,
+        LlavaNextMultiModalProcessor,
+        LlavaNextProcessingInfo,
+    )
+    from vllm.model_executor.models.llava_onevision import (
+        LlavaOnevisionDummyInputsBuilder,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionMultiModalProcessor,
+        LlavaOnevisionProcessingInfo,
+    )
+    from vllm.model_executor.models.utils import WeightsMapper
+    from vllm.multimodal import MULTIMODAL_REGISTRY
 
 if TYPE_CHECKING:
     Base: Any

@@ -8,14 +8,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
-from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from ..tokens import Keep, kept_count
 from . import metrics
 from .families import views
+from .host import REQUESTS
 from .settings import KEEP, keep_of, packed, pruner_of
+
+with REQUESTS.checked():
+    from vllm.multimodal.inputs import MultiModalFieldConfig
+    from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+    from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 if TYPE_CHECKING:
     Base: Any

@@ -11,32 +11,35 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
-from vllm.model_executor.models.qwen2_5_vl import (
-    Qwen2_5_VLDummyInputsBuilder,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLMultiModalProcessor,
-    Qwen2_5_VLProcessingInfo,
-)
-from vllm.model_executor.models.qwen2_vl import (
-    Qwen2VLDummyInputsBuilder,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLMultiModalProcessor,
-    Qwen2VLProcessingInfo,
-)
-from vllm.model_executor.models.qwen3_vl import (
-    Qwen3VLDummyInputsBuilder,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMultiModalProcessor,
-    Qwen3VLProcessingInfo,
-)
-from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.parse import ImageProcessorItems
 
 from ..tokens import Keep
+from .host import GRIDS
 from .models import PruningModel
 from .places import Placed, fill_in, prompt_positions, split_places, with_places
 from .processing import PROFILING, PruningProcessor
+
+with GRIDS.checked():
+    from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
+    from vllm.model_executor.models.qwen2_5_vl import (
+        Qwen2_5_VLDummyInputsBuilder,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLMultiModalProcessor,
+        Qwen2_5_VLProcessingInfo,
+    )
+    from vllm.model_executor.models.qwen2_vl import (
+        Qwen2VLDummyInputsBuilder,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLMultiModalProcessor,
+        Qwen2VLProcessingInfo,
+    )
+    from vllm.model_executor.models.qwen3_vl import (
+        Qwen3VLDummyInputsBuilder,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLMultiModalProcessor,
+        Qwen3VLProcessingInfo,
+    )
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.parse import ImageProcessorItems
 
 if TYPE_CHECKING:
     Base: Any
@@ -96,11 +99,16 @@ class PlacingModel(PruningModel):
     """Goes before a model of vLLM: what comes out of the encoder has its place in columns after the features."""
 
     _sizes: ClassVar[str] = "image_grid_thw"
+    _own_pruning: ClassVar[str | None] = "is_multimodal_pruning_enabled"
+    """What a model of vLLM that prunes videos itself looks at; None where it does not."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         check_offered(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.is_multimodal_pruning_enabled = False  # the model's own, which would add other columns
+        if self._own_pruning is not None:  # it would add other columns
+            if not hasattr(self, self._own_pruning):
+                raise GRIDS.refusal([f"{type(self).__name__}.{self._own_pruning} is missing"])
+            setattr(self, self._own_pruning, False)
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Without any input: a graph ends where pruning begins."""
@@ -204,7 +212,7 @@ class Qwen3VLProcessor(PlacingProcessor, Qwen3VLMultiModalProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=Qwen2VLDummyInputsBuilder)
 class GPruneQwen2VLForConditionalGeneration(PlacingModel, Qwen2VLForConditionalGeneration, SupportsMultiModalPruning):
-    pass
+    _own_pruning = None
 
 
 @MULTIMODAL_REGISTRY.register_processor(
