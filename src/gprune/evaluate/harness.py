@@ -19,6 +19,7 @@ from typing import Any
 from ..models import load
 from .cells import Cell, Key, versions
 from .cells import load as load_cell
+from .host import check_lmms_eval
 from .runs import run
 
 PAPER_METRICS = {"mme": "mme_perception_score", "pope": "pope_f1_score", "chartqa": "relaxed_overall"}
@@ -134,15 +135,16 @@ class Tasks:
         include: folders with further tasks.
 
     Raises:
-        ImportError: lmms-eval is not installed.
+        ImportError: lmms-eval is not installed, or not one that gprune can rely on.
     """
 
     def __init__(self, include: Sequence[Path] = ()) -> None:
         with _quiet():
             try:
-                import lmms_eval.tasks  # noqa: F401
+                import lmms_eval  # noqa: F401
             except ImportError as error:
                 raise ImportError(f"tasks need lmms-eval ({error}); pip install 'gprune[eval]'") from error
+            check_lmms_eval()
         _send_logs_to_stderr()
         self._folders = [str(Path(__file__).parent / "tasks"), *map(str, include)]
         # Reading lmms-eval's own thousands of tasks takes seconds: only where one of them is asked for.

@@ -11,9 +11,6 @@ from statistics import fmean
 from typing import Any
 
 from accelerate.utils import gather_object
-from lmms_eval.api.instance import Instance
-from lmms_eval.api.model import lmms
-from lmms_eval.utils import Collator
 from PIL import Image
 
 from ..attach import Run
@@ -25,7 +22,13 @@ from ..pruners import Pruner
 from ..tokens import Keep
 from .answers import Answer, answer, describe, flops, prepare
 from .cells import BASELINE, versions
+from .host import LMMS_EVAL, check_lmms_eval, is_padding
 from .processes import accelerator, default_device
+
+with LMMS_EVAL.checked():
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.api.model import lmms
+    from lmms_eval.utils import Collator
 
 FLOPS_DOCUMENTS = 8
 """First documents of a task whose floating-point operations are counted, each on its own."""
@@ -99,7 +102,7 @@ class PrunedModel(lmms):
             for request, given in zip(batch, answers, strict=True):
                 self._requests[request.task_name] = request
                 # Processes with fewer documents than others repeat one.
-                if not request.metadata.get("__padding_only__"):
+                if not is_padding(request):
                     self._own.append(Document(request.task_name, request.doc_id, given))
             texts += [given.text for given in answers]
             self._answered(len(texts), len(requests))
@@ -178,6 +181,7 @@ class GPruneModel(PrunedModel):
 
     Raises:
         ValueError, TypeError: an argument is not one of the values above.
+        UnsupportedHost: lmms-eval is not one that gprune can rely on.
     """
 
     def __init__(
@@ -190,6 +194,7 @@ class GPruneModel(PrunedModel):
         seed: int | None = None,
         report: str | None = None,
     ) -> None:
+        check_lmms_eval()
         pruner = read_method(method, keep, seed)
         size = _read_batch_size(batch_size)
         if report is not None and not Path(report).resolve().parent.is_dir():
