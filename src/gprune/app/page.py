@@ -11,6 +11,7 @@ from ..images import open_image
 from . import markup, snippet
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
+from .host import GRADIO
 from .panels import MAX_SHEETS
 from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
 
@@ -265,7 +266,9 @@ def serve(studio: Studio, host: str, port: int | None, *, block: bool = True) ->
 
     Raises:
         OSError: the port is taken.
+        UnsupportedHost: Gradio is not one that the page can rely on.
     """
+    GRADIO.check()
     first = examples()[0]
     studio.warm_up(Subject(first.picture, first.name))
     page = build(studio)
