@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attach import ImageReport, Run, UnsupportedModel
+    from .attach import ImageReport, Run, UnsupportedModel, verify
     from .pruners import (
         BAT,
         DART,
@@ -81,11 +81,12 @@ __all__ = [
     "ZeroTPrune",
     "get_pruner",
     "kept_count",
+    "verify",
 ]
 
 
 _ROOMS = {
-    "attach": ("ImageReport", "Run", "UnsupportedModel"),
+    "attach": ("ImageReport", "Run", "UnsupportedModel", "verify"),
     "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
 }
 

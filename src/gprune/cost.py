@@ -21,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from . import host
 from .architectures import architecture
 from .pruners import Chain, DecoderPruner, GPrune, Pruner, ToMe
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
@@ -143,7 +144,7 @@ def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None)
     """
     ids = inputs["input_ids"]
     tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else ids.numel()
-    visual = int((ids == model.config.image_token_id).sum())
+    visual = int((ids == host.placeholder(model.config)).sum())
     flops, kv_bytes = [], 0
     with pruner.attach(model) if pruner is not None else nullcontext() as run:
         for count in (2, 1):
@@ -152,8 +153,7 @@ def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None)
                     **inputs, min_new_tokens=count, max_new_tokens=count, do_sample=False, return_dict_in_generate=True
                 )
             flops.append(counter.get_total_flops())
-            states = (state for layer in output.past_key_values.layers for state in vars(layer).values())
-            kv_bytes = sum(state.nbytes for state in states if isinstance(state, torch.Tensor))
+            kv_bytes = host.kv_bytes(host.cache_in(output))
     kept = visual if run is None else sum(round(image.ratio * image.n_before) for image in run.images)
     return Cost(visual, kept, tokens - visual, {"prompt": flops[1]}, flops[0] - flops[1], kv_bytes)
 
@@ -190,7 +190,7 @@ def _count_vision(net: Any, image_sizes: Sequence[tuple[int, int]]) -> tuple[int
         sizes["batch_num_images"] = [count]
     pixels = torch.empty(count, *shape, dtype=net.dtype, device="meta")
     with FlopCounterMode(display=False) as counter:
-        features = net.get_image_features(pixel_values=pixels, return_dict=True, **sizes).pooler_output
+        features = host.encode(net, "image", pixel_values=pixels, **sizes)[host.POOLED]
     projector = counter.get_flop_counts()[type(net.base_model.multi_modal_projector).__name__]
     projector_flops = sum(projector.values())
     return counter.get_total_flops() - projector_flops, projector_flops, [len(image) for image in features]
@@ -228,10 +228,10 @@ def _count_language(net: Any, tokens: int) -> tuple[int, int, int]:
         return torch.empty(1, count, net.config.text_config.hidden_size, dtype=net.dtype, device="meta")
 
     with FlopCounterMode(display=False) as prefill:
-        cache = net(inputs_embeds=embeddings(tokens), use_cache=True, logits_to_keep=1).past_key_values
-    kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        cache = host.cache_in(net(inputs_embeds=embeddings(tokens), use_cache=True, logits_to_keep=1))
+    kv_bytes = host.kv_bytes(cache)
     with FlopCounterMode(display=False) as decode:
-        net(inputs_embeds=embeddings(1), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        net(inputs_embeds=embeddings(1), **host.with_cache(net.forward, cache), use_cache=True, logits_to_keep=1)
     return prefill.get_total_flops(), decode.get_total_flops(), kv_bytes
 
 

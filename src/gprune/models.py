@@ -30,7 +30,8 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from .attach.support import UnsupportedModel, layout_of
+    from .attach.support import layout_of
+    from .errors import UnsupportedModel
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.image_processing_utils import select_best_resolution
+from .host import best_resolution
 
 ONE_VIEW = ("llava", "vipllava")
 ANY_RESOLUTION = ("llava_next", "llava_next_video", "llava_onevision")
@@ -46,7 +46,7 @@ def tiling(config: Any, size: tuple[int, int]) -> Tiling:
     """Lay out an image of `size` (height, width) in pixels for a config of an `ANY_RESOLUTION` model type."""
     tile = config.vision_config.image_size
     side = tile // config.vision_config.patch_size
-    tile_rows, tile_columns = (n // tile for n in select_best_resolution(size, config.image_grid_pinpoints))
+    tile_rows, tile_columns = (n // tile for n in best_resolution(size, config.image_grid_pinpoints))
     rows, columns = _unpad(size, tile_rows * side, tile_columns * side)
     if config.model_type == "llava_onevision":
         most_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))

@@ -496,6 +496,8 @@ def test_a_copy_of_an_attached_model_prunes_by_itself() -> None:
     ],
 )
 def test_families_that_are_refused(name: str, reason: str) -> None:
+    if name not in DEEPER:
+        pytest.skip(f"this transformers has no {name} that works")
     model = DEEPER[name].model()
     before = state(model)
     for pruner in (FastV(keep=0.7), Chain(GPrune(0.5), VTW(0.5))):
@@ -548,7 +550,7 @@ def test_keep_that_cannot_be_reached() -> None:
 def test_attention_without_a_mask() -> None:
     model = deeper(FAMILIES["llava"]).model()
     model.set_attn_implementation("flex_attention")
-    with pytest.raises(UnsupportedModel, match=r"flex_attention attention does not take.*sdpa and eager"):
+    with pytest.raises(UnsupportedModel, match=r"flex_attention attention does not take.*eager and sdpa"):
         FastV(keep=0.7).attach(model)
     model.set_attn_implementation("sdpa")
     with FastV(keep=0.7)(model):

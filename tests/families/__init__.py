@@ -21,11 +21,15 @@ from .tiled import TILED
 SINCE = {"smolvlm": "5.21"}
 """The first transformers whose forward takes fewer visual tokens than an image has, if not the lowest supported."""
 
+BROKEN = {"llama4": "5.24.0"}
+"""The transformers in which a family does not work at all, with or without a pruner."""
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (*SQUARE, *NEWLINE, *GRIDS, *MROPE, *TILED, *MOLMO)
     if family.name in CONFIG_MAPPING_NAMES
     and Version(transformers.__version__) >= Version(SINCE.get(family.name, "5.19"))
+    and transformers.__version__ != BROKEN.get(family.name)
 }
 """Those that the installed transformers has, in the pattern that can be pruned."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..errors import UnsupportedModel
 from .report import ImageReport
 from .run import Run, attach
-from .support import UnsupportedModel
+from .verification import verify
 
-__all__ = ["ImageReport", "Run", "UnsupportedModel", "attach"]
+__all__ = ["ImageReport", "Run", "UnsupportedModel", "attach", "verify"]

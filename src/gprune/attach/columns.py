@@ -10,14 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from ..host import ALIGNED, LOGITS, TOKEN_TYPES
 from .positions import read_positions, token_row
 from .state import CacheState
-
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""Arguments that tell the kinds of visual tokens from text, which is 0."""
-
-ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}
-"""Arguments [B, q] with a value per column of input_ids, and what fills them where there is padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +130,9 @@ def drop_columns(
     Raises:
         ValueError: logits are asked for by the index of a column.
     """
-    if isinstance(call.get("logits_to_keep"), Tensor):
+    if isinstance(call.get(LOGITS), Tensor):
         raise ValueError(
-            "logits_to_keep is a tensor of column indices, which pruning changes; accepted is the number of "
+            f"{LOGITS} is a tensor of column indices, which pruning changes; accepted is the number of "
             "last columns; pass an int, 0 for all logits"
         )
     keep = columns.new & ~drop

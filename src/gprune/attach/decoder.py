@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
+from .. import host
+from ..errors import UnsupportedModel
+from ..host import Modality
 from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
-from .encoder import EncoderOutputs, Modality
-from .lastrow import BACKENDS, last_row, with_look
+from .encoder import EncoderOutputs
+from .lastrow import last_row, with_look
 from .narrow import Left, narrow_mask, read_layers, take, write_layers
 from .selection import BatchSelection
-from .support import UnsupportedModel
 
 if TYPE_CHECKING:
     from .run import Run
@@ -59,21 +60,21 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
         ValueError: the settings of the pruner do not fit the LLM.
     """
     method, family = type(pruner).__name__, model.config.model_type
-    decoder: Any = model.get_decoder()
-    config = decoder.config
-    if reason := _reason(family, config):
+    decoder = host.decoder_of(model)
+    if reason := _reason(family, decoder.config):
         raise UnsupportedModel(
             f"{method} drops tokens between layers of the LLM, which gprune cannot do in {family}: {reason}; use a "
             f"method that acts before the LLM, such as GPrune, or one of {', '.join(FAMILIES)}"
         )
-    if config._attn_implementation not in BACKENDS:
+    if (backend := host.backend_of(decoder)) not in host.BACKENDS:
         raise UnsupportedModel(
-            f"{method} gives every layer a mask of its own, which {config._attn_implementation} attention does not "
-            f"take; accepted are {' and '.join(BACKENDS)}; load the model with attn_implementation='sdpa'"
+            f"{method} gives every layer a mask of its own, which {backend} attention does not "
+            f"take; accepted are {' and '.join(host.BACKENDS)}; load the model with attn_implementation='sdpa'"
         )
-    schedule = pruner.schedule(len(decoder.layers))
+    host.check_layers(model)
+    schedule = pruner.schedule(len(host.layers_of(decoder)))
     first = next((layer for layer, share in enumerate(schedule) if share < ALL_BUT_ROUNDING), len(schedule))
-    levels = len(getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ())
+    levels = host.deepstack_levels(model.config)
     if first < levels:
         remedy = f"layer must be >= {levels}" if hasattr(pruner, "layer") else f"none can be dropped before {levels}"
         raise ValueError(
@@ -83,11 +84,11 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
 
 
 def _reason(family: str, config: Any) -> str | None:
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    kinds = sorted(host.layer_kinds(config) - {"full_attention"})
     if kinds:
         return f"its LLM has layers of {' and '.join(kinds)}, for which gaps in the sequence are not the same as masks"
-    if getattr(config, "sliding_window", None) is not None:
-        return f"its layers see a sliding window of {config.sliding_window} tokens, counted over the whole sequence"
+    if (window := host.sliding_window(config)) is not None:
+        return f"its layers see a sliding window of {window} tokens, counted over the whole sequence"
     return None if family in FAMILIES else "its LLM is not known to gprune"
 
 
@@ -156,17 +157,16 @@ class DecoderRun:
     def __init__(self, pruner: DecoderPruner, run: Run) -> None:
         check_decoder(pruner, run.model)
         self.pruner, self.run = pruner, run
-        self._decoder: Any = run.model.get_decoder()
-        self._config = self._decoder.config
-        self._backend = self._config._attn_implementation
-        self._pair_cost = pair_cost(self._config)
+        self._decoder = host.decoder_of(run.model)
+        self._backend = host.backend_of(self._decoder)
+        self._pair_cost = pair_cost(self._decoder.config)
         self._call: Call | None = None
-        layers = self._decoder.layers
+        layers = host.layers_of(self._decoder)
         # First of all layers' attention is changed, then put back by the run.
         schedule = pruner.schedule(len(layers))
         for layer in range(1, len(layers)):
             if pruner.looks and schedule[layer] < schedule[layer - 1]:
-                attention = layers[layer - 1].self_attn
+                attention = host.attention_in(layers[layer - 1])
                 for name, value in with_look(attention, self._look).items():
                     run._replace(attention, name, value)
         self.handles: list[RemovableHandle] = [
@@ -181,10 +181,10 @@ class DecoderRun:
 
     def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._call = None
-        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if cache is not None else 0
+        ids, cache = kwargs.get("input_ids"), host.cache_of(kwargs)
+        cached = host.columns_of(cache)
         layers = read_layers(cache, cached)
-        outputs = kwargs.get("mm_encoder_outputs")
+        outputs = kwargs.get(host.ENCODED)
         carried = list(outputs) if isinstance(outputs, EncoderOutputs) else []
         if not carried and not layers:
             return
@@ -201,25 +201,24 @@ class DecoderRun:
 
     def _images(self, modality: Modality, ids: Tensor) -> Iterator[Image]:
         batch: BatchSelection = self.run._last[modality]
-        places = (ids == getattr(self.run.model.config, f"{modality}_token_id")).nonzero()
+        places = (ids == host.placeholder(self.run.model.config, modality)).nonzero()
         sizes = [int(kept.sum()) for kept in batch.kept.split([batch.sizes[image] for image in batch.images])]
         copies: dict[int, list[tuple[int, Tensor]]] = {}
         for image, own in zip(batch.images, places.split(sizes), strict=True):
             copies.setdefault(image, []).append((int(own[0, 0]), own[:, 1]))
         for places_of_one in copies.values():
             own = places_of_one[0][1]
-            counts = self.pruner.counts(len(own), len(self._decoder.layers), self._pair_cost * len(own))
+            counts = self.pruner.counts(len(own), len(host.layers_of(self._decoder)), self._pair_cost * len(own))
             yield Image(modality, places_of_one, counts, torch.ones_like(own, dtype=torch.bool))
 
     def _check_call(self, call: dict[str, Any], images: list[Image], cache: Any) -> None:
         method = type(self.pruner).__name__
-        if self._config._attn_implementation != self._backend:
+        if (backend := host.backend_of(self._decoder)) != self._backend:
             raise ValueError(
-                f"the LLM's attention is {self._config._attn_implementation!r} but was {self._backend!r} when {method} "
+                f"the LLM's attention is {backend!r} but was {self._backend!r} when {method} "
                 f"was attached; set it before, then attach"
             )
-        foreign = {type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) is not DynamicLayer}
-        if foreign:
+        if foreign := host.uneven_layers(cache):
             raise ValueError(
                 f"{method} leaves later layers with a shorter KV cache, but this cache has layers of kind "
                 f"{', '.join(sorted(foreign))}, all of one length; accepted is a DynamicCache; leave out "
@@ -227,7 +226,7 @@ class DecoderRun:
             )
         if all(image.counts[-1] == len(image.kept) for image in images):
             return
-        if self.run.model.training and getattr(self._decoder, "gradient_checkpointing", False):
+        if host.recomputes(self._decoder):
             raise ValueError(
                 f"{method} cannot drop tokens in layers that are computed again for gradient checkpointing; call "
                 f"model.gradient_checkpointing_disable(), or prune before the LLM"
@@ -271,9 +270,9 @@ class DecoderRun:
         narrowed = {**kwargs, "attention_mask": self._mask(call, kwargs.get("attention_mask"), cached, new, states)}
         if new is None:
             return (states, *args[1:]), narrowed
-        rope = kwargs["position_embeddings"]
+        rope = kwargs[host.ROPE]
         narrow = partial(take, index=new.index, batch=-3, dim=-2)
-        narrowed["position_embeddings"] = narrow(rope) if isinstance(rope, Tensor) else tuple(map(narrow, rope))
+        narrowed[host.ROPE] = narrow(rope) if isinstance(rope, Tensor) else tuple(map(narrow, rope))
         if kwargs.get("position_ids") is not None:
             narrowed["position_ids"] = take(kwargs["position_ids"], new.index, batch=-2, dim=-1)
         whole = cached or Left.all(len(new.index), call.start, new.index.device)
@@ -343,8 +342,9 @@ class DecoderRun:
         if call is None:
             return None
         self._report(call)
-        if call.written and kwargs.get("past_key_values") is not None:
-            write_layers(kwargs["past_key_values"], {**call.layers, **call.written})
+        cache = host.cache_of(kwargs)
+        if call.written and cache is not None:
+            write_layers(cache, {**call.layers, **call.written})
         return None if call.left is None else call.left.spread(output)
 
     def _report(self, call: Call) -> None:
@@ -365,7 +365,7 @@ def _asked(call: dict[str, Any], images: list[Image], valid: Tensor) -> Tensor:
 
     Assisted decoding drafts tokens after the prompt, and asks for the logits of the last token of the prompt on.
     """
-    wanted = call.get("logits_to_keep")
+    wanted = call.get(host.LOGITS)
     length = valid.shape[1]
     first = length - max(wanted, 1) if isinstance(wanted, int) else length - 1
     if any((columns >= first).any() for image in images for _, columns in image.copies):

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import host
+from ..host import PIXELS, Modality
 from .signals import ToTokens, encode_and_read
 from .state import CacheState
-
-Modality = Literal["image", "video"]
-PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""The argument of forward with the pixels of each modality."""
 
 ATTRIBUTE = "_gprune_encoding"
 
@@ -50,7 +48,7 @@ class Encoding:
 
 
 class RecordingEncoder:
-    """A model's `get_image_features` that leaves an `Encoding` on its output.
+    """A model's encoder that leaves an `Encoding` on its output.
 
     `generate()` encodes before it calls forward, which then sees neither the sizes of the images nor which were
     repeated. An object, not a closure: a copy of the model must encode with the copy's weights.
@@ -87,7 +85,7 @@ def encoding_of(output: ModelOutput) -> Encoding:
 
 def modalities(call: dict[str, Any]) -> list[Modality]:
     """The modalities that a forward call carries, as pixels or pre-encoded."""
-    encoded = call.get("mm_encoder_outputs") or {}
+    encoded = call.get(host.ENCODED) or {}
 
     def carried(modality: Modality) -> bool:
         pixels = call.get(PIXELS[modality])
@@ -107,19 +105,19 @@ def encode(
     Raises:
         ValueError: the features were cut into chunks.
     """
-    outputs = EncoderOutputs(call.get("mm_encoder_outputs") or {})
+    outputs = EncoderOutputs(call.get(host.ENCODED) or {})
     for modality in carried:
         if outputs.get(modality) is None:
-            encoder: Callable[..., ModelOutput] = getattr(model.base_model, f"get_{modality}_features")
-            inputs = {name: call[name] for name in inspect.signature(encoder).parameters if name in call}
-            outputs[modality] = encoder(**inputs, return_dict=True)
+            inputs = {name: call[name] for name in host.encoder_arguments(model, modality) if name in call}
+            outputs[modality] = host.encode(model, modality, **inputs)
+            host.check_encoded(outputs[modality], modality, (host.UNPOOLED,))
             call = {name: value for name, value in call.items() if name != PIXELS[modality]}
         # generate() rebuilds the output with little but the pooled features when it cuts it for chunked prefill.
-        if outputs[modality].get("last_hidden_state") is None:
+        if outputs[modality].get(host.UNPOOLED) is None:
             raise ValueError(
-                f"the {modality} features come without last_hidden_state, as when generate() cuts them to pieces "
+                f"the {modality} features come without {host.UNPOOLED}, as when generate() cuts them to pieces "
                 f"for prefill_chunk_size; they can only be pruned whole; leave prefill_chunk_size out, or pass all "
-                f"that get_{modality}_features returned as mm_encoder_outputs"
+                f"that {host.encoder_name(modality)} returned as {host.ENCODED}"
             )
     return call, outputs
 
@@ -176,6 +174,6 @@ def keep_rows(
         return left.unsqueeze(0) if isinstance(items, Tensor) else [left]
 
     output[name] = rows(made[name], merged)
-    if made.get("deepstack_features") is not None:
-        output["deepstack_features"] = [rows(level) for level in made["deepstack_features"]]
+    if made.get(host.DEEPSTACK) is not None:
+        output[host.DEEPSTACK] = [rows(level) for level in made[host.DEEPSTACK]]
     return output

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .. import host
 
 ATTRIBUTE = "_gprune_look"
-BACKENDS = ("sdpa", "eager")
 
 Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
 """Is shown the query [B, h, q, d], the key [B, g, k, d], the mask [B, 1, q, k] or None, and the scaling of a layer."""
@@ -23,22 +20,18 @@ Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
 def _looked_at(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         cast(Look, getattr(module, ATTRIBUTE))(query, key, mask, kwargs.get("scaling"))
-        if backend == "sdpa":
-            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-        eager = sys.modules[type(module).__module__].eager_attention_forward  # every family has its own
-        return eager(module, query, key, value, mask, **kwargs)
+        return host.attend(backend, module, query, key, value, mask, **kwargs)
 
     return attention
 
 
-for _backend in BACKENDS:
-    AttentionInterface.register(f"gprune_{_backend}", _looked_at(_backend))
+for _backend in host.BACKENDS:
+    host.register_backend(f"gprune_{_backend}", _looked_at(_backend))
 
 
 def with_look(attention: Module, look: Look) -> dict[str, Any]:
     """The attributes that an attention module needs to show what it computes; its config is a copy of its own."""
-    config = copy.copy(cast(Any, attention).config)
-    config._attn_implementation_internal = f"gprune_{config._attn_implementation}"
+    config = host.with_backend(attention.config, f"gprune_{host.backend_of(attention)}")
     return {"config": config, ATTRIBUTE: look}
 
 

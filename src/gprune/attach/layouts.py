@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-import transformers
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
+from .. import host
 from ..tokens import View
 from .newline import base_and_lines, newline
 from .tiles import Joins, adjacent, overview_last
@@ -34,7 +34,9 @@ class Layout:
         mark: (model) -> the learned row, [d], whose copies among an item's features tell how it is laid out.
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
+        rope_3d: whether tokens are numbered by time, height and width.
         since: the first version of transformers whose forward takes fewer visual tokens than an image has.
+        broken: the version of transformers in which the family does not work at all, with or without a pruner.
     """
 
     views: Views = frames
@@ -42,9 +44,11 @@ class Layout:
     video: Views | None = None
     tile: Callable[[PreTrainedModel], int] | None = None
     mark: Callable[[PreTrainedModel], Tensor] | None = None
-    output: str = "pooler_output"
+    output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
+    rope_3d: bool = False
     since: str = "5.19"
+    broken: str = ""
 
 
 def _shuffled_tile(model: PreTrainedModel) -> int:
@@ -57,13 +61,14 @@ def _projector(model: PreTrainedModel, features: Tensor) -> Tensor:
     return cast(Module, model.multi_modal_projector)(features)
 
 
-FLAT_CLIPS = Version(transformers.__version__) >= Version("5.20.2")
+FLAT_CLIPS = host.installed() >= Version("5.20.2")
 """Whether LLaVA-NeXT-Video's features of a clip are [n, d], as everywhere; before, they were [frames, n, d]."""
 
 ONE_VIEW = Layout()
 TILED = Layout(joins=adjacent)
 LINES = Layout(base_and_lines, mark=newline)
-WITH_VIDEO = Layout(video=frames)
+ROPE_3D = Layout(rope_3d=True)
+ROPE_3D_WITH_VIDEO = Layout(video=frames, rope_3d=True)
 TILES_PER_PROMPT = Layout(joins=overview_last, tile=_shuffled_tile)
 
 LAYOUTS: dict[str, Layout] = {
@@ -73,14 +78,14 @@ LAYOUTS: dict[str, Layout] = {
     "deepseek_vl": ONE_VIEW,
     "gemma3": ONE_VIEW,
     "gemma4": ONE_VIEW,
-    "glm46v": ONE_VIEW,
-    "glm4v": ONE_VIEW,
+    "glm46v": ROPE_3D,
+    "glm4v": ROPE_3D,
     "got_ocr2": TILED,
     "idefics3": TILES_PER_PROMPT,
     "internvl": TILED,
     "kimi_k25": ONE_VIEW,
     "lfm2_vl": Layout(joins=partial(adjacent, gap=1)),
-    "llama4": Layout(joins=overview_last, output="last_hidden_state", project=_projector),
+    "llama4": Layout(joins=overview_last, output=host.UNPOOLED, project=_projector, broken="5.24.0"),
     "llava": ONE_VIEW,
     "llava_next": LINES,
     "llava_next_video": replace(LINES, video=frames if FLAT_CLIPS else None),
@@ -89,11 +94,11 @@ LAYOUTS: dict[str, Layout] = {
     "molmo2": Layout(two_resolutions),
     "paligemma": ONE_VIEW,
     "perception_lm": TILED,
-    "qwen2_5_vl": WITH_VIDEO,
-    "qwen2_vl": WITH_VIDEO,
-    "qwen3_5": WITH_VIDEO,
-    "qwen3_vl": WITH_VIDEO,
-    "qwen3_vl_moe": WITH_VIDEO,
+    "qwen2_5_vl": ROPE_3D_WITH_VIDEO,
+    "qwen2_vl": ROPE_3D_WITH_VIDEO,
+    "qwen3_5": ROPE_3D_WITH_VIDEO,
+    "qwen3_vl": ROPE_3D_WITH_VIDEO,
+    "qwen3_vl_moe": ROPE_3D_WITH_VIDEO,
     "smolvlm": replace(TILES_PER_PROMPT, since="5.21"),
     "vipllava": ONE_VIEW,
 }

@@ -12,9 +12,11 @@ from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from .. import host
+from ..errors import UnsupportedModel
 from ..pruners.tome import average, match, schedule
 from ..tokens import Keep, kept_count
-from .support import UnsupportedModel, layout_of
+from .support import layout_of
 
 PARTS = {
     "deepseek_vl": ("vision_model", "aligner"),
@@ -30,7 +32,6 @@ TILED = ("llava_next", "llava_next_video")
 """Those that cut an image into as many tiles as its shape asks for."""
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-BACKENDS = ("eager", "sdpa")
 
 REFUSED = {
     "aria": "learned queries, of a number of their own, stand for its patches",
@@ -52,14 +53,14 @@ def merge_in_tower(model: PreTrainedModel, keep: Keep) -> list[RemovableHandle]:
     tower, projector = (getattr(model.base_model, part) for part in PARTS[family])
     if config.vision_config.model_type not in TOWERS:
         raise _unsupported(model, f"its vision tower is a {config.vision_config.model_type}; accepted are {TOWERS}")
-    last = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", -1))
+    last = host.feature_layers(config, {})
     if not isinstance(last, int):
         raise _unsupported(model, f"its projector reads the layers {list(last)}, whose numbers of tokens would differ")
-    class_token = any("class_embedding" in name for name, _ in tower.named_parameters())
-    strategy = getattr(config, "vision_feature_select_strategy", None)
+    class_token = host.has_class_token(tower)
+    strategy = host.feature_strategy(config, {})
     if strategy is not None and (strategy == "default") != class_token:
         first = "a class token, which would be a visual token" if class_token else "no class token, but its first patch"
-        raise _unsupported(model, f'vision_feature_select_strategy="{strategy}", and its tower has {first}')
+        raise _unsupported(model, f'{host.STRATEGY}="{strategy}", and its tower has {first}')
     _check_backend(tower)
     if family in TILED and isinstance(keep, int):
         raise ValueError(
@@ -123,7 +124,7 @@ class TowerMerging:
     def _begin(self, tower: Module, args: Any) -> None:
         self._forget()
         _check_backend(tower)
-        if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
+        if host.recomputes(tower):
             raise ValueError(
                 'ToMe(where="vision") with gradient checkpointing: the layers would be computed again without the '
                 'tokens\' sizes; call model.gradient_checkpointing_disable(), or pass where="tokens"'
@@ -185,7 +186,7 @@ class TowerMerging:
         if output.shape[1] != left:
             raise ValueError(
                 f"the projector was given {output.shape[1]} tokens of a tile, where {left} are left after merging; "
-                f"vision_feature_layer and vision_feature_select_strategy are those of the config with "
+                f"{host.FEATURE_LAYERS[0]} and {host.STRATEGY} are those of the config with "
                 f'ToMe(where="vision"); leave them out of the call'
             )
         output = output.masked_fill(output.isnan(), torch.inf)
@@ -204,11 +205,11 @@ def check_merged_features(model: PreTrainedModel) -> None:
 
 
 def _check_backend(tower: Module) -> None:
-    config: Any = tower.config
-    if config._attn_implementation not in BACKENDS:
+    backend = host.backend_of(tower)
+    if backend not in host.BACKENDS:
         raise UnsupportedModel(
             f'ToMe(where="vision") adds the sizes of tokens to the attention logits, which the backend '
-            f'"{config._attn_implementation}" does not take; accepted are {" and ".join(BACKENDS)}; call '
+            f'"{backend}" does not take; accepted are {" and ".join(host.BACKENDS)}; call '
             f'model.set_attn_implementation({{"vision_config": "sdpa"}}), or pass where="tokens"'
         )
 

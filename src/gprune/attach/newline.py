@@ -44,7 +44,7 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
         raise ValueError(
             f"an image has {count} visual tokens with newline rows at {newlines}; {model.config.model_type} "
             f"makes {base} base tokens, then lines of equal length that each end in the newline row; call "
-            f"generate() without prefill_chunk_size, and pass the features of get_image_features unchanged"
+            f"generate() without prefill_chunk_size, and pass the features of the encoder unchanged"
         )
     rows = torch.arange(count, device=item.features.device)
     views = (View(rows[:base], (side, side)),)

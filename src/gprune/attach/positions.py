@@ -7,26 +7,15 @@ sequences apart, and must find no gaps there.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .. import host
 from ..pruners.base import Positions
 from .state import CacheState
-
-
-def multimodal_rope(model: PreTrainedModel) -> bool:
-    """Whether the model numbers visual tokens by time, height and width."""
-    return hasattr(model.base_model, "compute_3d_position_ids")
-
-
-def model_offset(model: PreTrainedModel) -> Tensor | None:
-    """int64 [B, 1]: by how much the model's last call with images had its positions ahead of its tokens' number."""
-    return cast("Tensor | None", model.base_model.rope_deltas)
 
 
 def next_position(positions: Tensor, new: Tensor, otherwise: Tensor) -> Tensor:
@@ -48,7 +37,7 @@ def token_row(model: PreTrainedModel, positions: Tensor) -> Tensor | None:
     if positions.ndim == 2 or positions.shape[0] == 4:
         return positions if positions.ndim == 2 else positions[0]
     if positions.shape[0] == 1:  # generate() goes on: the tokens' numbers with the model's last offset on top
-        offset = model_offset(model)
+        offset = host.rope_offset(model)
         return positions[0] if offset is None else positions[0] - offset.to(positions.device)
     return None
 
@@ -73,7 +62,7 @@ def read_positions(
     """
     given = call.get("position_ids")
     batch, length = new.shape
-    if not multimodal_rope(model):
+    if not host.has_rope_3d(model):
         positions = start + torch.arange(length, device=new.device) if given is None else given
         return positions.expand(*positions.shape[:-2], batch, length)
 
@@ -115,10 +104,7 @@ def renumber(positions: Tensor, drop: Tensor, shift: Tensor, numbering: Position
 
 def _grid_positions(model: PreTrainedModel, call: dict[str, Any], new: Tensor, start: Tensor) -> Tensor:
     """int64 [3, B, q]: time, height and width as the model itself would number them, from `start` on."""
-    compute: Callable[..., Tensor | None] = model.base_model.compute_3d_position_ids  # type: ignore[assignment]
-    arguments = {name: call.get(name) for name in inspect.signature(compute).parameters}
-    arguments |= {"inputs_embeds": torch.empty(*new.shape, 0, device=new.device), "attention_mask": new.long()}
-    positions = compute(**{**arguments, "past_key_values": None})
+    positions = host.positions_3d(model, call, new)
     if positions is None:
         positions = (new.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
     return positions[-3:] + start[1:]

@@ -11,19 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import host
+from ..host import PIXELS, Modality
 from ..pruners.base import Positions
 from .columns import Columns, all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
-from .encoder import PIXELS, EncoderOutputs, Modality, encode, keep_rows, modalities
+from .encoder import EncoderOutputs, encode, keep_rows, modalities
 from .layouts import Layout
-from .positions import multimodal_rope, next_position, renumber
+from .positions import next_position, renumber
 from .selection import BatchSelection
 from .state import CacheState
 
 Select = Callable[[Modality, ModelOutput, Tensor, Tensor, Tensor], BatchSelection]
 """(modality, encoder's output, input_ids [B, q], placeholders bool [B, q], text bool [B, q]) -> what is kept of it."""
-
-RECURRENT = {"conv", "hybrid", "hybrid_sliding", "linear_attention"}
-"""Kinds of layers that read their tokens one after the other, padding too."""
 
 
 def rewrite_call(
@@ -45,15 +44,14 @@ def rewrite_call(
         numbering: "original" position ids have gaps where tokens were dropped, "contiguous" ones have none.
 
     Returns:
-        The arguments for forward; their `mm_encoder_outputs` carries the state for the cache that comes out.
+        The arguments for forward; their encoder outputs carry the state for the cache that comes out.
         If nothing is dropped, now or before, they are those of the call, with the images encoded.
 
     Raises:
         ValueError: a call that cannot be pruned; says why and what to do.
     """
     check_mask(call)
-    cache = call.get("past_key_values")
-    cached = int(cache.get_seq_length()) if cache is not None else 0
+    cached = host.columns_of(host.cache_of(call))
     untouched, state = state is None, state or _unpruned(model, call, cached)
     call = skip_replayed(model, call, state, cached)
     carried = modalities(call)
@@ -69,7 +67,7 @@ def rewrite_call(
     drop = torch.zeros_like(columns.new)
     everything = True
     ids = call["input_ids"]
-    shown = {modality: ids == _placeholder(model, modality) for modality in PIXELS}
+    shown = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
     text = columns.new & ~(shown["image"] | shown["video"])
     for modality in carried:
         placeholders = shown[modality]
@@ -79,7 +77,7 @@ def rewrite_call(
             outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept, batch.merged)
             drop = drop | torch.zeros_like(drop).masked_scatter(placeholders, ~batch.kept.to(drop.device))
     if everything and untouched:
-        return {**given, "mm_encoder_outputs": outputs}
+        return {**given, host.ENCODED: outputs}
 
     start = state.start(cached)
     positions = renumber(columns.positions, drop, state.shift, numbering)
@@ -88,6 +86,7 @@ def rewrite_call(
     columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
     if not everything:
+        host.check_per_token(model, call)
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
         call, columns = drop_columns(call, columns, drop, _text_token(model), padding)
         if cached and not columns.new.all():
@@ -104,7 +103,7 @@ def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, 
         **all_types(call, columns.cached.shape[1]),
         "attention_mask": state.mask,
         "position_ids": columns.positions,
-        "mm_encoder_outputs": outputs,
+        host.ENCODED: outputs,
     }
 
 
@@ -118,7 +117,7 @@ def _unpruned(model: PreTrainedModel, call: dict[str, Any], cached: int) -> Cach
     zero = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
     valid = zero.new_ones(ids.shape[0], cached) if mask is None else mask[:, :cached]
     after = zero + cached
-    if multimodal_rope(model):
+    if host.has_rope_3d(model):
         if cached and call.get("position_ids") is None:
             raise ValueError(
                 f"images come on a cache of {cached} columns of which none was pruned, without position_ids; "
@@ -134,13 +133,12 @@ def _mistakes_gaps(model: PreTrainedModel, positions: Tensor) -> bool:
 
     So does FlashAttention with the only row of a batch, unless there is padding.
     """
-    implementation = model.get_decoder().config._attn_implementation or ""
-    return "flash" in implementation and positions.ndim == 2 and len(positions) == 1
+    return "flash" in host.backend_of(host.decoder_of(model)) and positions.ndim == 2 and len(positions) == 1
 
 
 def _check_padding(model: PreTrainedModel) -> None:
     """Raise ValueError if the LLM has layers that would not leave out padding after tokens in the cache."""
-    if recurrent := RECURRENT.intersection(getattr(model.config.get_text_config(), "layer_types", None) or ()):
+    if recurrent := host.recurrent_kinds(model.config):
         raise ValueError(
             f"the prompts of this call lose different numbers of tokens, so that padding comes between the cache "
             f"and them; the {' and '.join(sorted(recurrent))} layers of {model.config.model_type} do not leave it "
@@ -148,13 +146,6 @@ def _check_padding(model: PreTrainedModel) -> None:
         )
 
 
-def _placeholder(model: PreTrainedModel, modality: Modality) -> int:
-    """The token id that stands for a visual token, -1 if there is none."""
-    token = getattr(model.config, f"{modality}_token_id", None)
-    return -1 if token is None else int(token)
-
-
 def _text_token(model: PreTrainedModel) -> int:
     """A token id for padding, which the mask hides, but which must not count as a placeholder."""
-    placeholders = {getattr(model.config, f"{modality}_token_id", None) for modality in PIXELS}
-    return next(token for token in range(3) if token not in placeholders)
+    return next(token for token in range(3) if token not in host.placeholders(model.config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from types import TracebackType
 from typing import Any
@@ -10,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import Cache, PreTrainedModel
-from transformers.masking_utils import create_masks_for_generate
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import host
+from ..errors import UnsupportedModel
+from ..host import PIXELS, Modality
 from ..pruners.base import Pruner
-from .encoder import PIXELS, EncoderOutputs, Modality, RecordingEncoder, modalities
+from .encoder import EncoderOutputs, RecordingEncoder, modalities
 from .report import ImageReport, report_images
 from .rewrite import rewrite_call
 from .selection import BatchSelection, select_visual
 from .signals import check_needs, reader
 from .state import CacheState, read_state, write_state
 from .support import layout_of, unwrapped
+from .verification import verify_untested
 
 
 def attach(pruner: Pruner, model: PreTrainedModel) -> Run:
@@ -57,9 +59,10 @@ class Run:
         self._selector = pruner.before_llm
         check_needs(self._selector, model, self._layout)
         self.pruner, self.model = pruner, model
-        self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._arguments = host.forward_arguments(model)
         self._last: dict[Modality, BatchSelection] = {}
         self._reports: dict[Modality, list[ImageReport]] = {}
+        self._pruned: CacheState | None = None
         self._attached = True
         self._outer = _run_in_force(model)
         if self._outer is not None:
@@ -109,15 +112,14 @@ class Run:
         return self._reports.get(modality, [])
 
     def _add_hooks(self) -> None:
-        self._stock_masks = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
+        self._stock_masks = host.mask_maker(self.model)
         self._replaced: list[tuple[dict[str, Any], str, Any]] = []
-        self._replace(self.model, "create_masks_for_generate", self._create_masks)
+        self._replace(self.model, host.MASK_MAKER, self._create_masks)
         base = self.model.base_model
         for modality in PIXELS:
-            name = f"get_{modality}_features"
-            if hasattr(base, name):
-                encoder = RecordingEncoder(getattr(base, name), *reader(self._selector, self.model, modality))
-                self._replace(base, name, encoder)
+            if (encoder := host.encoder_of(self.model, modality)) is not None:
+                recording = RecordingEncoder(encoder, *reader(self._selector, self.model, modality))
+                self._replace(base, host.encoder_name(modality), recording)
         self._handles = [
             self.model.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.register_forward_hook(self._after, with_kwargs=True),
@@ -144,7 +146,7 @@ class Run:
 
     def _create_masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
         """Leave the mask of pruned columns 2-D, where `generate()` prepares a 4-D one for a static cache."""
-        if others.get("is_first_iteration") or read_state(others.get("past_key_values")) is not None:
+        if host.first_step(others) or read_state(host.cache_of(others)) is not None:
             return attention_mask
         return self._stock_masks(attention_mask=attention_mask, **others)
 
@@ -152,8 +154,13 @@ class Run:
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         call = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
-        ids, cache = call.get("input_ids"), call.get("past_key_values")
+        host.check_arguments(call)
+        ids, cache = call.get("input_ids"), host.cache_of(call)
         state, carried = read_state(cache), modalities(call)
+        if not torch.compiler.is_compiling():  # what is compiled has a state, and must not depend on this one
+            pruned, self._pruned = self._pruned, None
+            if pruned is not None and state is None and not carried:
+                _check_continuation(call, pruned)
         if "video" in carried and self._layout.video is None:
             raise ValueError(
                 f"this call carries a video, whose tokens would be left unpruned; of {model.config.model_type} only "
@@ -166,18 +173,19 @@ class Run:
             return None
         if state is not None and state.static is not None and not carried and ids.shape[1] == 1:
             return (), {**call, **state.static.arguments(cache)}
+        if state is None and host.columns_of(cache) == 0:
+            verify_untested(model, call)
         return (), self._rewrite(call, state)
 
     def _after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        outputs = kwargs.get("mm_encoder_outputs")
+        outputs = kwargs.get(host.ENCODED)
         if not isinstance(outputs, EncoderOutputs) or outputs.state is None:
             return
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            values = output if isinstance(output, tuple) else output.values()
-            cache = next((value for value in values if isinstance(value, Cache)), None)
+        cache = host.cache_of(kwargs) or host.cache_in(output)
         if cache is not None:
             write_state(cache, outputs.state)
+        if outputs and not torch.compiler.is_compiling():
+            self._pruned = outputs.state
 
     @torch.compiler.disable
     def _rewrite(self, call: dict[str, Any], state: CacheState | None) -> dict[str, Any]:
@@ -199,6 +207,36 @@ class Run:
 def _run_in_force(model: PreTrainedModel) -> Run | None:
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, Run)), None)
+
+
+def _check_continuation(call: dict[str, Any], pruned: CacheState) -> None:
+    """Raise UnsupportedModel if a call goes on with what was just pruned, but not with its cache.
+
+    That is a single token beside as many cached columns as were just filled, or beside a mask or position that says
+    that more came before it than its cache holds.
+
+    Args:
+        call: one without images, whose cache has no state.
+        pruned: the state of the cache that the call before it filled.
+    """
+    ids, mask, positions = (call.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    if ids is None or ids.shape[1] != 1 or call.get("use_cache") is False:
+        return
+    cache = host.cache_of(call)
+    cached = host.columns_of(cache)
+    before = 0
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        before = mask.shape[1] - 1
+    elif isinstance(positions, Tensor):
+        before = int(positions.max())
+    if cached == pruned.mask.shape[1] or before > cached or (cache is None and mask is None and positions is None):
+        held = "no KV cache" if cache is None else f"a KV cache of {cached} columns that gprune did not see filled"
+        raise UnsupportedModel(
+            f"the call before this one pruned a prompt, and this one goes on with one token and {held}, so that "
+            f"it would be answered wrong; accepted is the cache that the pruned call returned, or a copy.deepcopy of "
+            f"it, under {' or '.join(host.CACHES)} in transformers {host.installed()}; pass that, or use_cache=False "
+            f"for a prompt of its own"
+        )
 
 
 def _without_ids(needed: bool) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..host import Modality
 from ..pruners.base import Pruner, Selection
 from ..tokens import View, VisualTokens
-from .encoder import Encoding, Modality, encoding_of, prompt_order
+from .encoder import Encoding, encoding_of, prompt_order
 from .layouts import Layout, Views
 from .signals import FROM_TOWER, reader
 from .tiles import grouped, spans_of

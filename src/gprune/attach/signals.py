@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch.nn import Module
 from torch.nn.functional import avg_pool2d, pad
 from transformers import PreTrainedModel
 
+from .. import host
+from ..errors import UnsupportedModel
 from ..pruners import PRUNERS
 from ..pruners.base import Need, Pruner
 from ..tiling import tiling
 from .layouts import Layout
-from .support import UnsupportedModel
-from .towers import attention_layers, has_class_token, reading
+from .towers import reading
 from .views import unordered
 
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys")
@@ -83,7 +84,7 @@ def packed(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tenso
     if base.config.model_type == "llava_onevision":
         how = {"vision_aspect_ratio": arguments.get("vision_aspect_ratio") or base.config.vision_aspect_ratio}
     else:
-        how = {"vision_feature_select_strategy": _strategy(base, arguments)}
+        how = {host.STRATEGY: _strategy(base, arguments)}
     return torch.cat(base.pack_image_features(values.split(tiles), sizes, image_newline=newline, **how)[0])
 
 
@@ -172,7 +173,7 @@ def reader(pruner: Pruner, model: PreTrainedModel, modality: str) -> tuple[Modul
         return None, None
     tower: Module = getattr(model.base_model, source.tower)
     tokens = source.video if modality == "video" else source.image
-    return (tower, tokens) if tokens is not None and attention_layers(tower) else (None, None)
+    return (tower, tokens) if tokens is not None and host.attention_layers(tower) else (None, None)
 
 
 def encode_and_read(
@@ -192,10 +193,10 @@ def encode_and_read(
     Returns:
         What the encoder returns, and for each of its items "attention" float32 [n] and "keys" float32 [n, dk].
     """
-    layer = attention_layers(tower)[_layer_index(base, tower, arguments)]
-    with reading(layer, has_class_token(tower)) as readings:
+    layer = host.attention_layers(tower)[_layer_index(base, tower, arguments)]
+    with reading(layer, host.has_class_token(tower)) as readings:
         output = encode()
-    features = getattr(output, "pooler_output", None)
+    features = getattr(output, host.POOLED, None)
     if features is None:
         return output, {}
     sizes = [len(item) for item in features]
@@ -206,15 +207,11 @@ def encode_and_read(
 
 def _layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
     """Of the attention layer, -1 for the last."""
-    whole: list[int] = getattr(tower.config, "fullatt_block_indexes", [])
-    if whole:
+    if whole := host.whole_layers(tower):
         return max(whole)
-    chosen: int | Sequence[int] | None = arguments.get("vision_feature_layer")
-    if chosen is None:
-        chosen = getattr(base.config, "vision_feature_layer", -1)
-    assert chosen is not None
+    chosen = host.feature_layers(base.config, arguments)
     layers = [chosen] if isinstance(chosen, int) else chosen
-    count = len(attention_layers(tower))
+    count = len(host.attention_layers(tower))
     # Hidden state 0 is what the first layer is given.
     index = max(layer + count + 1 if layer < 0 else layer for layer in layers) - 1
     if index < 0:
@@ -226,8 +223,7 @@ def _layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
 
 
 def _strategy(base: Any, arguments: Arguments) -> str:
-    given: str | None = arguments.get("vision_feature_select_strategy")
-    return given or str(getattr(base.config, "vision_feature_select_strategy", "default"))
+    return host.feature_strategy(base.config, arguments) or "default"
 
 
 def _squares(values: Tensor, rows: int, area: int) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+
+from ..host import capacity_of, columns_of, counter_of
 
 ATTRIBUTE = "_gprune_state"
 
@@ -29,7 +30,7 @@ class StaticDecode:
 
     def arguments(self, cache: Any) -> dict[str, Tensor]:
         """The arguments of forward that a pruned cache changes."""
-        return {"attention_mask": self.mask, "position_ids": self.offset + cache.get_seq_length()}
+        return {"attention_mask": self.mask, "position_ids": self.offset + counter_of(cache)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +62,15 @@ def read_state(cache: Any) -> CacheState | None:
     """The state of a cache, or None if nothing in it was pruned."""
     state = getattr(cache, ATTRIBUTE, None)
     # A cache can be emptied and used again. Compiled code only decodes, and must not wait for the device.
-    if state is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
+    if state is not None and not torch.compiler.is_compiling() and columns_of(cache) == 0:
         return None
     return state
 
 
 def write_state(cache: Any, state: CacheState) -> None:
     """Put the state on a cache that already holds the columns it describes."""
-    if isinstance(cache, StaticCache):
+    if (capacity := capacity_of(cache)) is not None:
         columns = state.mask.shape[1]
-        mask = torch.nn.functional.pad(state.mask, (0, cache.get_max_length() - columns), value=True)
+        mask = torch.nn.functional.pad(state.mask, (0, capacity - columns), value=True)
         state = replace(state, static=StaticDecode(mask, state.next_position - state.shift - columns))
     setattr(cache, ATTRIBUTE, state)

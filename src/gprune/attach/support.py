@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
 
+from .. import host
+from ..errors import UnsupportedModel
 from .layouts import LAYOUTS, Layout
 
 _CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
@@ -26,10 +26,6 @@ REFUSED = {
     "mllama": _CROSS_ATTENTION,
 }
 """Why families that take images cannot be pruned, by model_type."""
-
-
-class UnsupportedModel(TypeError):
-    """gprune cannot prune this model, or not with the installed version of transformers."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -61,14 +57,30 @@ def layout_of(model: Any) -> Layout:
             f"that generates; pass the ...ForConditionalGeneration model; if this wraps one, pass the wrapped model"
         )
     layout = LAYOUTS[model.config.model_type]
-    takes_features = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
-    if not takes_features or Version(transformers.__version__) < Version(layout.since):
-        required = f"transformers>={layout.since},<6"
+    installed = host.installed()
+    if installed < Version(layout.since):
         raise UnsupportedModel(
-            f"{type(model).__name__}.forward takes no pruned images in transformers {transformers.__version__}; "
-            f"accepted is {required}; pip install '{required}'"
+            f"{type(model).__name__}.forward takes no pruned images in transformers {installed}; accepted is "
+            f"{host.SUPPORTED} from {layout.since} on; pip install 'transformers>={layout.since}'"
         )
+    if str(installed) == layout.broken:
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not work in transformers {installed} itself, with or without a pruner; "
+            f"accepted is any other of {host.SUPPORTED}; pip install '{host.SUPPORTED},!={installed}'"
+        )
+    _check_contract(model, layout)
     return layout
+
+
+def _check_contract(model: PreTrainedModel, layout: Layout) -> None:
+    """Raise UnsupportedModel if something is missing of what every pruner relies on in the model."""
+    host.forward_arguments(model)
+    host.placeholder(model.config)
+    fields = [layout.output, host.UNPOOLED, *([host.DEEPSTACK] if host.deepstack_levels(model.config) else [])]
+    host.check_encoder(model, "image", fields)
+    if layout.video is not None and host.encoder_of(model, "video") is not None:
+        host.check_encoder(model, "video", fields)
+    host.check_rope_3d(model, layout.rope_3d)
 
 
 def refusal(config: Any) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import host
 from ..pruners.base import Pruner, Selection
 from ..pruners.decoder import Everything
 from ..tokens import VisualTokens
@@ -51,7 +52,7 @@ def visual_tokens(pruner: Pruner, model: Any, inputs: Mapping[str, Tensor]) -> V
     with attach(pruner, model) as run:
         _, outputs = encode(run.model, dict(inputs), ["image"])
         ids = inputs["input_ids"]
-        placeholders = ids == run.model.config.image_token_id
+        placeholders = ids == host.placeholder(run.model.config)
         text = inputs.get("attention_mask", torch.ones_like(ids)).bool() & ~placeholders
         select_visual(Given(), run._layout, run.model, "image", outputs["image"], ids, placeholders, text)
     return given[0]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface
+
+from ..host import register_backend
 
 BACKEND = "gprune_read"
 
@@ -43,20 +44,6 @@ class _Config:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
-
-
-def attention_layers(tower: Module) -> list[Module]:
-    """The self-attention layers whose backend can be chosen, in order."""
-    return [
-        module
-        for module in tower.modules()
-        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
-    ]
-
-
-def has_class_token(tower: Module) -> bool:
-    """Whether the first token of every image stands for the whole image."""
-    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
 
 
 @contextmanager
@@ -100,7 +87,7 @@ def _note(
     return query.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(BACKEND, _note)
+register_backend(BACKEND, _note)
 
 
 def attention_received(

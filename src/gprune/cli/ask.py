@@ -97,11 +97,12 @@ def ask(
 
 def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
     from ..cost import cost, countable, measure
+    from ..host import placeholder
 
     if not countable(model.config, pruner):
         return measure(model, inputs, pruner)
     ids = inputs["input_ids"]
-    visual = int((ids == model.config.image_token_id).sum())
+    visual = int((ids == placeholder(model.config)).sum())
     with checking_input():
         return cost(model, sizes, ids.shape[1] - visual, 1.0 if pruner is None else pruner)
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import host
 from ..cost import measure
 from ..prompt import build_inputs
 from ..pruners import Foreground, Pruner
@@ -95,7 +96,7 @@ def evaluate(
         with nullcontext() if method is None else method.attach(model) as run:
             output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         seconds = (time.perf_counter() - started) / len(batch)
-        visual = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+        visual = (inputs["input_ids"] == host.placeholder(model.config)).sum(1).tolist()
         answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, (example, answer) in enumerate(zip(batch, answers, strict=True)):
             report = None if run is None else run.images[i]

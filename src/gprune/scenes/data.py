@@ -11,8 +11,8 @@ import torch
 from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
 
+from ..host import best_resolution
 from .model import ASSISTANT, BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, USER, build_processor
 from .questions import Question, caption, questions
 from .scene import Scene, Split, make_scene, render, rng_of
@@ -112,7 +112,7 @@ def patch_labels(labels: Image.Image) -> Tensor:
         int64 [T, TILE / PATCH, TILE / PATCH, 3], read at the centre of each patch.
     """
     width, height = labels.size
-    best_height, best_width = select_best_resolution((height, width), PINPOINTS)
+    best_height, best_width = best_resolution((height, width), PINPOINTS)
     padded = Image.new("RGB", (best_width, best_height))
     padded.paste(labels, ((best_width - width) // 2, (best_height - height) // 2))
     pixels = np.asarray(padded)

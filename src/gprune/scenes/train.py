@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from .. import host
 from .data import IGNORED, Batch, SceneBatches
 from .model import PATCH, TILE, build_model, build_processor, build_tokenizer
 from .scene import BAR_CLASS
@@ -158,15 +159,16 @@ class Trainer:
         return self.heads(hidden, batch, self.recipe.character_weight)
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images = self.model.get_image_features(
-            batch.pixel_values.to(self.device),
-            batch.image_sizes.to(self.device),
+        images = host.encode(
+            self.model,
+            "image",
+            pixel_values=batch.pixel_values.to(self.device),
+            image_sizes=batch.image_sizes.to(self.device),
             output_hidden_states=True,
-            return_dict=True,
         )
         # Right padding and no mask: causal attention takes its fast path, and padding cannot matter to what it follows.
         output = self.model(
-            input_ids=batch.input_ids.to(self.device), mm_encoder_outputs={"image": images}, use_cache=False
+            input_ids=batch.input_ids.to(self.device), use_cache=False, **{host.ENCODED: {"image": images}}
         )
         logits = output.logits[:, :-1].float()
         targets = batch.labels[:, 1:].to(self.device)

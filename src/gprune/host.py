@@ -1,0 +1,480 @@
+"""What gprune relies on in transformers: a name of its that may change stands in this file alone.
+
+A pruner lives in somebody else's model. So every question to that model is a function here, in gprune's own words and
+answered for every supported version; what is missing is refused by name, never guessed. Not listed are the words that
+every caller shares with its processor (`input_ids`, `attention_mask`, `position_ids`, `pixel_values`), and the parts
+that tell one family from another.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor
+from torch.nn import Module
+from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache
+from transformers.cache_utils import DynamicLayer
+from transformers.image_processing_utils import select_best_resolution
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_masks_for_generate
+from transformers.utils import ModelOutput
+
+from .errors import UnsupportedModel
+
+# --- Versions ---------------------------------------------------------------------------------------------------------
+
+SUPPORTED = "transformers>=5.19,<5.25"
+NEWEST_TESTED = Version("5.24.0")
+"""A newer one is checked on the model at hand by `gprune.verify`; docs/compatibility.md says how it is taken in."""
+
+
+def installed() -> Version:
+    """The version of transformers that is imported."""
+    return Version(transformers.__version__)
+
+
+def untested() -> bool:
+    """Whether the installed transformers is newer than any that gprune was tested with."""
+    return installed() > NEWEST_TESTED
+
+
+def lacks(owner: str, missing: str) -> UnsupportedModel:
+    """The error for a name that gprune relies on and that is not there."""
+    return UnsupportedModel(
+        f"{owner} has no {missing} in transformers {installed()}, which gprune relies on; tested are {SUPPORTED}; "
+        f"pip install '{SUPPORTED}'"
+    )
+
+
+# --- Arguments of forward ---------------------------------------------------------------------------------------------
+
+Modality = Literal["image", "video"]
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument with the pixels of each modality."""
+
+CACHES = ("cache", "past_key_values")
+"""What the argument with the KV cache is called: the first since 5.24, the second before and, until 5.40, beside it."""
+
+ENCODED = "mm_encoder_outputs"
+"""The argument with features that are encoded already: modality -> output of its encoder."""
+
+LOGITS = "logits_to_keep"
+"""The argument that says of how many last columns logits are wanted; 0 for all."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell the kinds of visual tokens from text, which is 0."""
+
+ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}
+"""Arguments [B, q] with a value per column of input_ids, and what fills them where there is padding."""
+
+_SEQUENCE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *ALIGNED)
+
+
+def forward_arguments(model: PreTrainedModel) -> list[str]:
+    """The arguments of the model's forward by name, in the order in which they may be given without.
+
+    A forward that hands `*args, **kwargs` on is read where the names are said: in the class that it overrides.
+
+    Raises:
+        UnsupportedModel: no forward takes encoded features, or none a KV cache.
+    """
+    kind = type(model)
+    own = inspect.signature(kind.forward)
+    names = [
+        name
+        for name, parameter in own.parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if ENCODED not in names and any(each.kind == each.VAR_KEYWORD for each in own.parameters.values()):
+        stated = (vars(each).get("forward") for each in kind.__mro__[1:])
+        inner = (list(inspect.signature(forward).parameters) for forward in stated if forward is not None)
+        names += [name for name in next((each for each in inner if ENCODED in each), []) if name not in names]
+    if ENCODED in names and any(name in names for name in CACHES):
+        return names[1:]
+    if not kind.forward.__module__.startswith("transformers."):
+        raise UnsupportedModel(
+            f"{kind.__name__}.forward was overridden by {kind.forward.__module__}.{kind.forward.__qualname__}, which "
+            f"does not name {ENCODED} and {' or '.join(CACHES)}; accepted is a forward that names them, or one of a "
+            f"subclass that hands **kwargs on; attach before it is patched, or wrap it with functools.wraps"
+        )
+    raise lacks(f"{kind.__name__}.forward", ENCODED if ENCODED not in names else f"argument {' or '.join(CACHES)}")
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among arguments by name; None if there is none."""
+    return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
+
+
+def with_cache(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """The argument that hands a KV cache to a function of transformers."""
+    taken = inspect.signature(function).parameters
+    name = next((name for name in CACHES if name in taken), None)
+    if name is None:
+        raise lacks(getattr(function, "__qualname__", str(function)), f"argument {' or '.join(CACHES)}")
+    return {name: cache}
+
+
+def cache_in(output: Any) -> Any:
+    """The KV cache in what forward or `generate()` returned; None if there is none."""
+    values = output if isinstance(output, tuple) else output.values()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def check_arguments(call: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel if a call carries a KV cache under a name that gprune does not know."""
+    unknown = [name for name, value in call.items() if isinstance(value, Cache) and name not in CACHES]
+    if unknown:
+        raise lacks("forward", f"known name for the KV cache that it is given as {' and '.join(unknown)}")
+
+
+def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel if a call has a value per token that gprune does not know, and so could not shorten."""
+    known = {*_SEQUENCE, *CACHES}
+    for modality in PIXELS:
+        known.update(encoder_arguments(model, modality))
+    batch, length = call["input_ids"].shape
+    for name, value in call.items():
+        if name in known or not isinstance(value, Tensor):
+            continue
+        shape = tuple(value.shape)
+        if shape == (length,) or shape[-2:] == (batch, length) or (shape[:1] == (batch,) and length in shape[1:]):
+            raise UnsupportedModel(
+                f"forward is given {name} of shape {list(shape)}, a value for each of {length} tokens of the prompt, "
+                f"which gprune does not know in transformers {installed()} and cannot shorten; accepted are "
+                f"{', '.join(_SEQUENCE)}; leave {name} out, or detach the pruner for this call"
+            )
+
+
+# --- KV caches --------------------------------------------------------------------------------------------------------
+
+
+def columns_of(cache: Any) -> int:
+    """How many columns a KV cache holds; 0 for None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def counter_of(cache: Any) -> Any:
+    """The same as the cache itself counts: of a static cache a tensor on its device, which compiled code can read."""
+    return cache.get_seq_length()
+
+
+def capacity_of(cache: Any) -> int | None:
+    """How many columns a KV cache has room for, if that is fixed beforehand, as for compiled decoding."""
+    return int(cache.get_max_length()) if isinstance(cache, StaticCache) else None
+
+
+def uneven_layers(cache: Any) -> set[str]:
+    """The kinds of a cache's layers that cannot be of different lengths."""
+    return {type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) is not DynamicLayer}
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of all tensors in the layers of a KV cache."""
+    states = (state for layer in cache.layers for state in vars(layer).values())
+    return sum(state.nbytes for state in states if isinstance(state, Tensor))
+
+
+# --- Placeholders and encoders ----------------------------------------------------------------------------------------
+
+POOLED = "pooler_output"
+"""The field of an encoder's output with the visual tokens as the LLM receives them."""
+
+UNPOOLED = "last_hidden_state"
+"""The field of an encoder's output with all that its tower made; missing where `generate()` has cut the output."""
+
+DEEPSTACK = "deepstack_features"
+"""The field of an encoder's output with what is added to visual tokens in layers of the LLM, one tensor a layer."""
+
+
+def placeholders(config: Any) -> list[int]:
+    """The token ids that stand for visual tokens of any modality."""
+    return [token for token in (placeholder(config, modality) for modality in PIXELS) if token >= 0]
+
+
+def placeholder(config: Any, modality: Modality = "image") -> int:
+    """The token id that stands for a visual token of a modality in input_ids; -1 if there are no videos.
+
+    Raises:
+        UnsupportedModel: the config has no such id for images.
+    """
+    token = getattr(config, f"{modality}_token_id", None)
+    if token is None and modality == "image":
+        raise lacks(type(config).__name__, "image_token_id")
+    return -1 if token is None else int(token)
+
+
+def encoder_name(modality: Modality) -> str:
+    """The name of the base model's method that makes visual tokens of pixels."""
+    return f"get_{modality}_features"
+
+
+def encoder_of(model: PreTrainedModel, modality: Modality) -> Callable[..., ModelOutput] | None:
+    """The method that makes visual tokens of pixels; None for a modality that the model does not take."""
+    return getattr(model.base_model, encoder_name(modality), None)
+
+
+def encode(model: PreTrainedModel, modality: Modality, **inputs: Any) -> Any:
+    """Make visual tokens of pixels, with the arguments of the encoder by name.
+
+    Raises:
+        UnsupportedModel: there is no such encoder.
+    """
+    encoder = encoder_of(model, modality)
+    if encoder is None:
+        raise lacks(type(model.base_model).__name__, encoder_name(modality))
+    return encoder(**inputs, return_dict=True)
+
+
+def encoder_arguments(model: PreTrainedModel, modality: Modality) -> list[str]:
+    """The names of the encoder's arguments; empty for a modality that the model does not take."""
+    encoder = encoder_of(model, modality)
+    return [] if encoder is None else [name for name in inspect.signature(encoder).parameters if name != "kwargs"]
+
+
+def check_encoder(model: PreTrainedModel, modality: Modality, fields: Sequence[str]) -> None:
+    """Raise UnsupportedModel unless the encoder is there and says that it returns these fields."""
+    encoder = encoder_of(model, modality)
+    base = type(model.base_model).__name__
+    if encoder is None:
+        raise lacks(base, encoder_name(modality))
+    returned = inspect.signature(encoder).return_annotation
+    kinds = [kind for kind in typing.get_args(returned) or (returned,) if dataclasses.is_dataclass(kind)]
+    stated = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    for field in fields if stated else ():
+        if field not in stated:
+            raise lacks(f"what {base}.{encoder_name(modality)} returns", field)
+
+
+def check_encoded(output: Any, modality: Modality, fields: Sequence[str]) -> None:
+    """Raise UnsupportedModel unless what an encoder returned has these fields."""
+    if not isinstance(output, ModelOutput):
+        raise lacks(f"{encoder_name(modality)} returned a {type(output).__name__}, which", f"field {fields[0]}")
+    for field in fields:
+        if output.get(field) is None:
+            raise lacks(f"what {encoder_name(modality)} returned", f"field {field}")
+
+
+# --- Masks ------------------------------------------------------------------------------------------------------------
+
+MASK_MAKER = "create_masks_for_generate"
+"""The model's own function, if it has one, that makes the mask of a static cache for `generate()`."""
+
+
+def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:
+    """What `generate()` makes a 4-D mask with when the cache is static."""
+    return getattr(model, MASK_MAKER, create_masks_for_generate)
+
+
+def first_step(arguments: Mapping[str, Any]) -> bool:
+    """Whether `generate()` asks for the mask of its prefill."""
+    return bool(arguments.get("is_first_iteration"))
+
+
+# --- The LLM ----------------------------------------------------------------------------------------------------------
+
+BACKENDS = ("eager", "sdpa")
+"""Attention backends that take a mask of any shape."""
+
+ROPE = "position_embeddings"
+"""The argument of a layer with the rotations of its tokens."""
+
+_RECURRENT = {"conv", "hybrid", "hybrid_sliding", "linear_attention"}
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The stack of layers that reads the prompt."""
+    return model.get_decoder()
+
+
+def layers_of(decoder: Any) -> Any:
+    """The layers of the LLM, in order."""
+    return decoder.layers
+
+
+def attention_in(layer: Any) -> Any:
+    """The attention of a layer of the LLM."""
+    return layer.self_attn
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModel unless hooks on the layers of the LLM would find what narrows them."""
+    decoder = decoder_of(model)
+    if not getattr(decoder, "layers", None):
+        raise lacks(type(decoder).__name__, "layers")
+    layer = layers_of(decoder)[0]
+    if not hasattr(layer, "self_attn"):
+        raise lacks(type(layer).__name__, "self_attn")
+    taken = list(inspect.signature(type(layer).forward).parameters)[1:]
+    for name in ("hidden_states", "attention_mask", "position_ids", ROPE):
+        if name not in taken:
+            raise lacks(f"{type(layer).__name__}.forward", f"argument {name}")
+    if taken[0] != "hidden_states":
+        raise lacks(f"{type(layer).__name__}.forward", f"hidden_states as its first argument, but {taken[0]}, and")
+    with_cache(type(layer).forward, None)
+
+
+def backend_of(module: Any) -> str:
+    """The attention backend of a module, or of a config, by its name."""
+    return getattr(module, "config", module)._attn_implementation or ""
+
+
+def register_backend(name: str, attention: Callable[..., Any]) -> None:
+    """Make a function known as an attention backend."""
+    AttentionInterface.register(name, attention)
+
+
+def with_backend(config: Any, name: str) -> Any:
+    """A copy of a config with another attention backend."""
+    config = copy.copy(config)
+    config._attn_implementation_internal = name
+    return config
+
+
+def attend(backend: str, module: Module, *states: Any, **kwargs: Any) -> Any:
+    """Call one of `BACKENDS` for a module."""
+    if backend == "sdpa":
+        return sdpa_attention_forward(module, *states, **kwargs)
+    # Every family has its own.
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *states, **kwargs)
+
+
+def layer_kinds(config: Any) -> set[str]:
+    """The kinds of layers of an LLM that are told apart; empty where all are alike."""
+    return set(getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def recurrent_kinds(config: Any) -> set[str]:
+    """Those of `layer_kinds` that read their tokens one after the other, padding too."""
+    return layer_kinds(config) & _RECURRENT
+
+
+def sliding_window(config: Any) -> int | None:
+    """How many tokens the layers of an LLM look back; None for all."""
+    return getattr(config.get_text_config(), "sliding_window", None)
+
+
+def deepstack_levels(config: Any) -> int:
+    """Into how many of its first layers the LLM is given deepstack features; 0 for families without."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+
+
+def recomputes(module: Module) -> bool:
+    """Whether layers in a module, while training, are computed again for gradient checkpointing."""
+    return module.training and any(getattr(each, "gradient_checkpointing", False) for each in module.modules())
+
+
+# --- Positions --------------------------------------------------------------------------------------------------------
+
+_POSITIONS_3D = "compute_3d_position_ids"
+_OFFSET = "rope_deltas"
+
+
+def has_rope_3d(model: PreTrainedModel) -> bool:
+    """Whether the model numbers visual tokens by time, height and width."""
+    return hasattr(model.base_model, _POSITIONS_3D)
+
+
+def check_rope_3d(model: PreTrainedModel, expected: bool) -> None:
+    """Raise UnsupportedModel unless the model numbers visual tokens as its family is known to."""
+    base, kind = model.base_model, type(model.base_model).__name__
+    if expected:
+        for name in (_POSITIONS_3D, _OFFSET):
+            if not hasattr(base, name):
+                raise lacks(kind, name)
+        with_cache(getattr(base, _POSITIONS_3D), None)
+    elif has_rope_3d(model):
+        raise UnsupportedModel(
+            f"{kind} has {_POSITIONS_3D} in transformers {installed()}: it numbers visual tokens along three axes, and "
+            f"did not in any version that was tested; accepted is {SUPPORTED}; pip install '{SUPPORTED}'"
+        )
+
+
+def rope_offset(model: PreTrainedModel) -> Tensor | None:
+    """int64 [B, 1]: by how much the model's last call with images had its positions ahead of its tokens' number."""
+    return getattr(model.base_model, _OFFSET)
+
+
+def set_rope_offset(model: PreTrainedModel, offset: Tensor | None) -> None:
+    """Have the model believe that its last call with images ended so far ahead."""
+    setattr(model.base_model, _OFFSET, offset)
+
+
+def grid_arguments(model: PreTrainedModel) -> list[str]:
+    """The arguments with the grids of images and videos that `positions_3d` reads; empty where it is not there."""
+    if not has_rope_3d(model):
+        return []
+    taken = inspect.signature(getattr(model.base_model, _POSITIONS_3D)).parameters
+    return [name for name in taken if name not in (*_SEQUENCE, *CACHES)]
+
+
+def positions_3d(model: PreTrainedModel, call: Mapping[str, Any], new: Tensor) -> Tensor | None:
+    """The positions that the model itself would give to a call that begins a sequence: int64 [3, B, q].
+
+    Args:
+        call: the arguments by name.
+        new: bool [B, q], which columns of the call hold a token.
+    """
+    compute = getattr(model.base_model, _POSITIONS_3D)
+    arguments = {name: call.get(name) for name in inspect.signature(compute).parameters}
+    arguments |= {"inputs_embeds": torch.empty(*new.shape, 0, device=new.device), "attention_mask": new.long()}
+    return compute(**(arguments | with_cache(compute, None)))
+
+
+# --- The vision tower -------------------------------------------------------------------------------------------------
+
+
+def attention_layers(tower: Module) -> list[Module]:
+    """The self-attention layers of a tower whose backend can be chosen, in order."""
+    return [
+        module
+        for module in tower.modules()
+        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
+    ]
+
+
+def has_class_token(tower: Module) -> bool:
+    """Whether the first token of every image stands for the whole image."""
+    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
+
+
+def whole_layers(tower: Any) -> list[int]:
+    """In a tower with windows, the indices of the layers without; empty where no layer has any."""
+    return list(getattr(tower.config, "fullatt_block_indexes", None) or ())
+
+
+FEATURE_LAYERS = ("vision_feature_layer", "vision_feature_layers")
+"""Says which hidden states of the tower become visual tokens; the second is VipLLaVA's before 5.24."""
+
+STRATEGY = "vision_feature_select_strategy"
+"""Says how visual tokens are taken of hidden states: "default" leaves the first out."""
+
+
+def feature_layers(config: Any, arguments: Mapping[str, Any]) -> int | Sequence[int]:
+    """Which hidden states of the tower become visual tokens: as the encoder is told, the config says, or the last."""
+    for name in FEATURE_LAYERS:
+        chosen = arguments.get(name)
+        chosen = getattr(config, name, None) if chosen is None else chosen
+        if chosen is not None:
+            return chosen
+    return -1
+
+
+def feature_strategy(config: Any, arguments: Mapping[str, Any]) -> str | None:
+    """How visual tokens are taken of hidden states: "default" leaves the first out; None in families that take all."""
+    chosen = arguments.get(STRATEGY)
+    return getattr(config, STRATEGY, None) if chosen is None else chosen
+
+
+def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """(height, width) of the canvas that an any-resolution model cuts an image of `size` into tiles on."""
+    height, width = select_best_resolution(size, list(resolutions))
+    return height, width
