@@ -19,11 +19,13 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
+from .errors import GpruneError
+
 SHOWN = 3
 """Names in an error; of the others it says how many there are."""
 
 
-class UnsupportedHost(ImportError):
+class UnsupportedHost(GpruneError, ImportError):
     """An installed library lacks a name that gprune relies on, or has it shaped otherwise."""
 
 

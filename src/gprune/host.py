@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import inspect
 import sys
 import typing
@@ -88,15 +89,10 @@ def forward_arguments(model: PreTrainedModel) -> list[str]:
         UnsupportedModel: no forward takes encoded features, or none a KV cache.
     """
     kind = type(model)
-    own = inspect.signature(kind.forward)
-    names = [
-        name
-        for name, parameter in own.parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if ENCODED not in names and any(each.kind == each.VAR_KEYWORD for each in own.parameters.values()):
-        stated = (vars(each).get("forward") for each in kind.__mro__[1:])
-        inner = (list(inspect.signature(forward).parameters) for forward in stated if forward is not None)
+    names = _named(kind.forward)
+    kinds = {parameter.kind for parameter in inspect.signature(kind.forward).parameters.values()}
+    if ENCODED not in names and inspect.Parameter.VAR_KEYWORD in kinds:
+        inner = (_named(vars(each)["forward"]) for each in kind.__mro__[1:] if "forward" in vars(each))
         names += [name for name in next((each for each in inner if ENCODED in each), []) if name not in names]
     if ENCODED in names and any(name in names for name in CACHES):
         return names[1:]
@@ -107,6 +103,12 @@ def forward_arguments(model: PreTrainedModel) -> list[str]:
             f"subclass that hands **kwargs on; attach before it is patched, or wrap it with functools.wraps"
         )
     raise lacks(f"{kind.__name__}.forward", ENCODED if ENCODED not in names else f"argument {' or '.join(CACHES)}")
+
+
+def _named(function: Callable[..., Any]) -> list[str]:
+    """The arguments of a function that have a name of their own."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
@@ -183,6 +185,30 @@ def kv_bytes(cache: Any) -> int:
     return sum(state.nbytes for state in states if isinstance(state, Tensor))
 
 
+# --- Image processors -------------------------------------------------------------------------------------------------
+
+_PROCESSORS = {"Idefics3": "idefics3", "LlavaNext": "llava_next"}
+
+
+def image_processor(family: str) -> Any:
+    """The class of a family's image processor that works on pictures of Pillow, and so without torchvision."""
+    module = f"transformers.models.{_PROCESSORS[family]}.image_processing_pil_{_PROCESSORS[family]}"
+    try:
+        return getattr(importlib.import_module(module), f"{family}ImageProcessorPil")
+    except (ImportError, AttributeError) as error:
+        raise lacks(module, f"{family}ImageProcessorPil") from error
+
+
+def smart_size(size: tuple[int, int], multiple: int, least: int, most: int) -> tuple[int, int]:
+    """(height, width), in multiples, that Qwen-VL scales an image to, with at least and at most so many pixels."""
+    module = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
+    try:
+        height, width = importlib.import_module(module).smart_resize(*size, multiple, least, most)
+    except (ImportError, AttributeError) as error:
+        raise lacks(module, "smart_resize") from error
+    return height, width
+
+
 # --- Placeholders and encoders ----------------------------------------------------------------------------------------
 
 POOLED = "pooler_output"
@@ -237,7 +263,7 @@ def encode(model: PreTrainedModel, modality: Modality, **inputs: Any) -> Any:
 def encoder_arguments(model: PreTrainedModel, modality: Modality) -> list[str]:
     """The names of the encoder's arguments; empty for a modality that the model does not take."""
     encoder = encoder_of(model, modality)
-    return [] if encoder is None else [name for name in inspect.signature(encoder).parameters if name != "kwargs"]
+    return [] if encoder is None else _named(encoder)
 
 
 def check_encoder(model: PreTrainedModel, modality: Modality, fields: Sequence[str]) -> None:
@@ -322,9 +348,13 @@ def check_layers(model: PreTrainedModel) -> None:
     with_cache(type(layer).forward, None)
 
 
+BACKEND_FIELD = "_attn_implementation"
+"""What a config calls the attention backend."""
+
+
 def backend_of(module: Any) -> str:
     """The attention backend of a module, or of a config, by its name."""
-    return getattr(module, "config", module)._attn_implementation or ""
+    return getattr(getattr(module, "config", module), BACKEND_FIELD) or ""
 
 
 def register_backend(name: str, attention: Callable[..., Any]) -> None:
@@ -357,7 +387,7 @@ def recurrent_kinds(config: Any) -> set[str]:
     return layer_kinds(config) & _RECURRENT
 
 
-def sliding_window(config: Any) -> int | None:
+def window_of(config: Any) -> int | None:
     """How many tokens the layers of an LLM look back; None for all."""
     return getattr(config.get_text_config(), "sliding_window", None)
 

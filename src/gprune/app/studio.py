@@ -18,6 +18,7 @@ from ..attach import ImageReport
 from ..attach.tokens import reports_of, visual_tokens
 from ..cost import Cost, cost, countable, measure
 from ..draw import centre_crop, tiles_of
+from ..host import placeholder
 from ..kernels.blocks import directions
 from ..models import load
 from ..named import parse_pruner
@@ -303,7 +304,7 @@ class Studio:
             with self._lock:
                 return measure(self.model, inputs, pruner)
         ids = inputs["input_ids"]
-        text = int((ids != self.model.config.image_token_id).sum())
+        text = int((ids != placeholder(self.model.config)).sum())
         size = subject.picture.height, subject.picture.width
         return cost(self.model, [size], text, 1.0 if pruner is None else pruner)
 

@@ -87,7 +87,7 @@ def _reason(family: str, config: Any) -> str | None:
     kinds = sorted(host.layer_kinds(config) - {"full_attention"})
     if kinds:
         return f"its LLM has layers of {' and '.join(kinds)}, for which gaps in the sequence are not the same as masks"
-    if (window := host.sliding_window(config)) is not None:
+    if (window := host.window_of(config)) is not None:
         return f"its layers see a sliding window of {window} tokens, counted over the whole sequence"
     return None if family in FAMILIES else "its LLM is not known to gprune"
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import host
 from ..host import Modality
 from ..pruners.base import Pruner, Selection
 from ..tokens import View, VisualTokens
 from .encoder import Encoding, encoding_of, prompt_order
 from .layouts import Layout, Views
 from .signals import FROM_TOWER, reader
+from .support import fields_of
 from .tiles import grouped, spans_of
 from .views import Item
 
@@ -71,6 +73,7 @@ def select_visual(
             image) or not laid out as the model's family does; they were made elsewhere, and the
             method needs to know what their encoder saw.
     """
+    host.check_encoded(output, modality, fields_of(model, layout))
     order = prompt_order(output, layout.output, placeholders)
     encoding = encoding_of(output)
     _check_beside(pruner, model, modality, encoding)

@@ -72,14 +72,18 @@ def layout_of(model: Any) -> Layout:
     return layout
 
 
+def fields_of(model: PreTrainedModel, layout: Layout) -> tuple[str, ...]:
+    """The fields of an encoder's output that lose the rows of dropped tokens."""
+    return (layout.output, host.DEEPSTACK) if host.deepstack_levels(model.config) else (layout.output,)
+
+
 def _check_contract(model: PreTrainedModel, layout: Layout) -> None:
     """Raise UnsupportedModel if something is missing of what every pruner relies on in the model."""
     host.forward_arguments(model)
     host.placeholder(model.config)
-    fields = [layout.output, host.UNPOOLED, *([host.DEEPSTACK] if host.deepstack_levels(model.config) else [])]
-    host.check_encoder(model, "image", fields)
+    host.check_encoder(model, "image", (host.UNPOOLED, *fields_of(model, layout)))
     if layout.video is not None and host.encoder_of(model, "video") is not None:
-        host.check_encoder(model, "video", fields)
+        host.check_encoder(model, "video", (host.UNPOOLED, *fields_of(model, layout)))
     host.check_rope_3d(model, layout.rope_3d)
 
 

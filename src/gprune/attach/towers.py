@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..host import register_backend
+from ..host import BACKEND_FIELD, register_backend
 
 BACKEND = "gprune_read"
 
@@ -36,9 +36,8 @@ class Reading:
 class _Config:
     """The config of an attention layer, but for the name of the backend."""
 
-    _attn_implementation = BACKEND
-
     def __init__(self, config: Any, class_token: bool) -> None:
+        setattr(self, BACKEND_FIELD, BACKEND)
         self.config, self.class_token = config, class_token
         self.readings: list[Reading] = []
 

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 STEPS = 3
 """Tokens that are decoded for a check."""
 
-ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""The change that rounding may make, as a share of the logits' norm; a lost mask or cache changes half or more."""
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
+"""The change that rounding may make, as a share of the logits' norm, by dtype of the model; `COARSE` for others."""
+
+COARSE = 0.1
+"""A lost mask, position or cache changes half of the logits' norm or more."""
 
 EVERYTHING = L2Norm(keep=1.0)
 HALF = L2Norm(keep=0.5, positions="contiguous")
@@ -64,11 +67,12 @@ def verify(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
             "keeping every visual token": _change(bare, call, (None, True), (EVERYTHING, True)),
             "decoding with a KV cache after pruning": _change(bare, call, (HALF, False), (HALF, True)),
         }
+    allowed = ROUNDING.get(model.dtype, COARSE)
     for what, change in changes.items():
-        if not change <= ROUNDING[model.dtype]:
+        if not change <= allowed:
             raise UnsupportedModel(
                 f"{what} changes the logits of {type(model).__name__} by {change:.2g} of their norm, where rounding "
-                f"explains {ROUNDING[model.dtype]:g}: gprune and transformers {host.installed()} do not understand "
+                f"explains {allowed:g}: gprune and transformers {host.installed()} do not understand "
                 f"each other on this model; tested are {host.SUPPORTED}; pip install '{host.SUPPORTED}'"
             )
     return max(changes.values())

@@ -21,6 +21,7 @@ from .reproduce import reproduce
 from .scenes import scenes
 from .serve import serve
 from .show import show
+from .verify import verify
 
 app = typer.Typer(
     name="gprune",
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, cost, batch, bench, methods, reproduce):
+for command in (ask, show, scenes, cost, batch, bench, methods, reproduce, verify):
     app.command()(command)
 app.command("app")(page)
 app.command("eval")(evaluate)

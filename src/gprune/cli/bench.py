@@ -94,6 +94,7 @@ def bench(
             progress.update(task, advance=1, description=f"{speed.method} keep={speed.keep}")
 
         speeds = measure_speed(net, prompts, runs, settings, repeats, finished=finished)
+    from .. import host
     from ..evaluate.cells import versions
     from ..evaluate.throughput_table import markdown, rows
 
@@ -103,7 +104,7 @@ def bench(
         "weights": weights,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "dtype": str(net.dtype).removeprefix("torch."),
-        "attention": net.config._attn_implementation,
+        "attention": host.backend_of(net),
         "threads": None if net.device.type == "cuda" else torch.get_num_threads(),
         "repeats": repeats,
         **versions(),

@@ -61,8 +61,10 @@ def scenes(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..scenes.benchmark import evaluate, examples, flops, rows
+    from ..attach import verify
+    from ..scenes.benchmark import evaluate, examples, flops, mixed_inputs, rows
 
+    verify(net, mixed_inputs(net, processor))
     tests = list(examples("test", limit))
     table: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from ..attach import ImageReport, Run
 from ..cost import measure
+from ..host import placeholder
 from ..prompt import Chat, build_chat_inputs
 
 MAX_NEW_TOKENS = 1024
@@ -62,7 +63,7 @@ def answer(
             return [Answer(error=describe(error))]
         return [each for chat in chats for each in answer(model, processor, run, [chat], given)]
     ids = inputs["input_ids"]
-    visual = (ids == model.config.image_token_id).sum(1).tolist()
+    visual = (ids == placeholder(model.config)).sum(1).tolist()
     started = time.perf_counter()
     output = model.generate(**inputs, **generation_arguments(given))
     texts = processor.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from .. import host
 from ..prompt import build_inputs
 from ..tiling import tiling
 
@@ -57,7 +56,7 @@ def build_prompts(config: PreTrainedConfig, image_size: Size, text_tokens: int, 
     if model_type not in SHOWN:
         raise ValueError(f"no prompts without a processor for model_type {model_type!r}; known are {', '.join(SHOWN)}")
     shown, arguments = SHOWN[model_type](config, image_size)
-    placeholder: int = config.image_token_id
+    placeholder = host.placeholder(config)
     least = sum(token != placeholder for token in shown) + 1
     _check_text(text_tokens, least, model_type, image_size)
     before, after = (text_tokens - least) // 2, (text_tokens - least + 1) // 2 + 1
@@ -88,7 +87,7 @@ def process_prompts(
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     prompt = build_inputs(model, processor, [([Image.fromarray(noise)], "?")] * count)
     ids = prompt["input_ids"]
-    given = ids.shape[1] - int((ids[0] == model.config.image_token_id).sum())
+    given = ids.shape[1] - int((ids[0] == host.placeholder(model.config)).sum())
     _check_text(text_tokens, given, model.config.model_type, image_size)
     missing = text_tokens - given
 
@@ -122,7 +121,7 @@ def _llava_next(config: Any, size: Size) -> Shown:
 def _qwen25_vl(config: Any, size: Size) -> Shown:
     vision = config.vision_config
     merged = vision.patch_size * vision.spatial_merge_size
-    rows, columns = (n // vision.patch_size for n in smart_resize(*size, merged, MIN_PIXELS, MAX_PIXELS))
+    rows, columns = (n // vision.patch_size for n in host.smart_size(size, merged, MIN_PIXELS, MAX_PIXELS))
     tokens = _placeholders(config, rows * columns // vision.spatial_merge_size**2)
     pixels = _noise(rows * columns, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
     grid = torch.tensor([[1, rows, columns]])
@@ -134,7 +133,7 @@ def _idefics3(config: Any, size: Size) -> Shown:
     """Every tile with a tag for its place before it, every row of tiles ends a line, the whole image comes last."""
     vision = config.vision_config
     edge = vision.image_size
-    processor = Idefics3ImageProcessorPil(
+    processor = host.image_processor("Idefics3")(
         size={"longest_edge": TILES_ALONG * edge}, max_image_size={"longest_edge": edge}
     )
     tiles, rows, columns = processor.get_number_of_image_patches(*size)
@@ -147,7 +146,7 @@ def _idefics3(config: Any, size: Size) -> Shown:
 
 
 def _placeholders(config: Any, count: int) -> list[int]:
-    return [config.image_token_id] * count
+    return [host.placeholder(config)] * count
 
 
 def _noise(*shape: int) -> Tensor:

@@ -66,6 +66,12 @@ def examples(split: Split, count: int) -> Iterator[Example]:
         yield Example(index, picture, question, foreground(labels))
 
 
+def mixed_inputs(model: Any, processor: Any) -> Any:
+    """A batch of questions about one picture of every size, so that prompts are padded; see `build_inputs`."""
+    sizes = {example.picture.size: example for example in examples("test", 4 * len(CATEGORIES))}
+    return _inputs(model, processor, list(sizes.values()))
+
+
 @torch.no_grad()
 def evaluate(
     model: Any,

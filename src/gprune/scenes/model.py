@@ -18,8 +18,8 @@ from transformers import (
     LlavaNextProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from .. import host
 from .vocabulary import BACKGROUNDS, COLORS, SHAPES
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", "<unk>")
@@ -131,7 +131,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> LlavaNextProcessor:
     """The stock LLaVA-NeXT processor, with tiles of 64 pixels."""
-    image_processor = LlavaNextImageProcessorPil(
+    image_processor = host.image_processor("LlavaNext")(
         size={"shortest_edge": TILE},
         crop_size={"height": TILE, "width": TILE},
         image_grid_pinpoints=PINPOINTS,
