@@ -41,7 +41,7 @@ lint: venv  ## Ruff and the type checker
 test: venv  ## Everything that must hold: lint, and the tests, with GPU kernels in Triton's interpreter
 	$(call suite-test,test)
 
-test-newest:  ## The tests with the newest of everything but PyTorch, also past the bounds of pyproject.toml
+test-newest:  ## The tests with the newest of everything but PyTorch and its Triton, also past the bounds of pyproject.toml
 	$(call unbounded,newest,-c constraints/base.in)
 	$(call main,newest)
 
