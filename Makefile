@@ -14,7 +14,7 @@ lint = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(B
 main = TRITON_INTERPRET=1 $(pytest) -n auto
 suite-test = $(lint) && $(main)
 suite-min = $(pytest) -n auto
-suite-eval = $(pytest) -n auto $(addprefix tests/evaluate/test_,answers.py lmms.py harness.py eval.py)
+suite-eval = $(pytest) -n auto $(addprefix tests/evaluate/test_,answers.py lmms.py harness.py eval.py evaluate_host.py)
 suite-app = $(pytest) tests/app
 suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
