@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, IMAGE, is_visual
+from families.parts import VIPLLAVA_LAYERS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
@@ -169,7 +170,7 @@ def test_closed_form_agrees_with_the_features_models_make(make: Any) -> None:
         (llava(vision_feature_select_strategy="full"), SIDE**2 + 1),
         (
             VipLlavaConfig(
-                vision_config=clip(), text_config=llama(), vision_feature_layers=[-2, -1], image_token_index=49
+                vision_config=clip(), text_config=llama(), image_token_index=49, **{VIPLLAVA_LAYERS: [-2, -1]}
             ),
             SIDE**2,
         ),

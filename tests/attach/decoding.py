@@ -21,6 +21,20 @@ def since(version: str) -> bool:
     return Version(transformers.__version__) >= Version(version)
 
 
+CACHE = "cache" if since("5.24") else "past_key_values"
+"""What transformers calls the KV cache, as an argument and in outputs."""
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """The argument that hands over a KV cache."""
+    return {CACHE: cache}
+
+
+def cache_of(output: Any) -> Any:
+    """The KV cache that came out."""
+    return output[CACHE]
+
+
 def present(*names: str) -> list[str]:
     """Those of these families that the installed transformers has."""
     return [name for name in names if name in FAMILIES]

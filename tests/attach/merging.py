@@ -11,6 +11,7 @@ import torch
 from bipartite import merge_once, merge_to
 from families import BATCH, FAMILIES, Family, Media, Size
 from families.newline import SIDE, LlavaNext
+from families.parts import VIPLLAVA_LAYERS
 from reference import KeptPrompt, kept_prompts
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
@@ -31,7 +32,7 @@ def deeper(family: Family, **settings: Any) -> Family:
 
 MERGING: dict[str, Family] = {
     name: deeper(FAMILIES[name]) for name in ("llava", "llava_next", "llava_next_video", "paligemma", "deepseek_vl")
-} | {"vipllava": deeper(FAMILIES["vipllava"], vision_feature_layers=-2)}
+} | {"vipllava": deeper(FAMILIES["vipllava"], **{VIPLLAVA_LAYERS: -2})}
 """The families in whose towers tokens can be merged."""
 
 DEPTH = {"paligemma": LAYERS, "deepseek_vl": LAYERS}

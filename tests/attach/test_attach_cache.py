@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import MAIN, PLACEHOLDERS, joined, present, since
+from decoding import MAIN, PLACEHOLDERS, cache_of, joined, present, since, with_cache
 from families import BATCH, FAMILIES, Family, Inputs, Size, is_visual, prompt_of
 from families.base import PER_TOKEN
 from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
@@ -74,7 +74,7 @@ def test_second_turn_on_a_pruned_cache(name: str, positions: Positions, cache: s
     family, pruner = FAMILIES[name], GPrune(keep=0.4, positions=positions)
     model, prompt = family.model(), prompt_of(family.inputs(), 1)
     kept = kept_prompts(family, model, pruner, prompt, BATCH[1:2])[0]
-    first = {"past_key_values": StaticCache(config=model.config, max_cache_len=400)} if cache == "static" else {}
+    first = with_cache(StaticCache(config=model.config, max_cache_len=400)) if cache == "static" else {}
     with pruner(model):
         turn = model.generate(**prompt, **GREEDY, **first)
         ids = torch.cat([turn.sequences, question(1, length)], dim=1)
@@ -82,8 +82,8 @@ def test_second_turn_on_a_pruned_cache(name: str, positions: Positions, cache: s
         types = types_of(prompt, ids.shape[1])
         ways = [{}, {"attention_mask": torch.ones_like(ids)}, types, types | grids]
         for way in ways if cache == "copied" else ways[:1]:
-            past = copy.deepcopy(turn.past_key_values) if cache == "copied" else turn.past_key_values
-            output = model.generate(ids, **way, past_key_values=past, **GREEDY)
+            past = copy.deepcopy(cache_of(turn)) if cache == "copied" else cache_of(turn)
+            output = model.generate(ids, **way, **with_cache(past), **GREEDY)
             torch.testing.assert_close(torch.cat(output.logits), logits_of(model, kept, output), **close)
 
 
@@ -100,8 +100,8 @@ def test_two_conversations_in_turns(name: str) -> None:
             ids = torch.cat([turn.sequences, question(1, 6)], dim=1)
             types = types_of(prompt, ids.shape[1])
             for way in ({}, types, types | {"image_grid_thw": prompt["image_grid_thw"]}):
-                past = copy.deepcopy(turn.past_key_values)
-                output = model.generate(ids, **way, past_key_values=past, **GREEDY)
+                past = copy.deepcopy(cache_of(turn))
+                output = model.generate(ids, **way, **with_cache(past), **GREEDY)
                 torch.testing.assert_close(torch.cat(output.logits), logits_of(model, own, output), **close)
 
 
@@ -116,9 +116,9 @@ def test_image_added_to_a_pruned_cache(name: str, positions: Positions, static: 
     expected = text_logits(model, in_two_calls(whole, cut))[-1]
     cache = StaticCache(config=model.config, max_cache_len=400) if static else DynamicCache(config=model.config)
     with pruner(model) as run:
-        model(**first, past_key_values=cache)
+        model(**first, **with_cache(cache))
         assert len(run.images) == 1
-        logits = model(**second, past_key_values=cache).logits[0, -1]
+        logits = model(**second, **with_cache(cache)).logits[0, -1]
         assert len(run.images) == 1
     torch.testing.assert_close(logits, expected, **close)
 
@@ -135,15 +135,15 @@ def test_image_added_through_generate(name: str, static: bool) -> None:
     cache = StaticCache(config=model.config, max_cache_len=400) if static else DynamicCache(config=model.config)
     tokens = {name: prompt[name] for name in PER_TOKEN if name in prompt}
     with pruner(model):
-        model.generate(**first, past_key_values=cache, max_new_tokens=1, do_sample=False)
+        model.generate(**first, **with_cache(cache), max_new_tokens=1, do_sample=False)
         if name in MROPE:  # stock wants the grids of all images, or numbers the new one like text
             with pytest.raises(StopIteration if since("5.23") else ValueError):
-                model.generate(**tokens, **pixels_of(second), past_key_values=cache, **GREEDY)
+                model.generate(**tokens, **pixels_of(second), **with_cache(cache), **GREEDY)
             like_text = torch.arange(second["input_ids"].shape[1])[None, None]
             with pytest.raises(ValueError, match=r"\[1, batch, length\].*like text"):
-                model(**second, past_key_values=cache, position_ids=like_text)
+                model(**second, **with_cache(cache), position_ids=like_text)
             return
-        output = model.generate(**tokens, **pixels_of(second), past_key_values=cache, **GREEDY)
+        output = model.generate(**tokens, **pixels_of(second), **with_cache(cache), **GREEDY)
     torch.testing.assert_close(output.logits[0][0], expected, **close)
 
 
@@ -187,10 +187,10 @@ def test_second_turn_with_a_padded_question(family: Family, pruner: GPrune, stat
     positions = mask.cumsum(1) - 1
     start = inputs["input_ids"].shape[1]
     with pruner(model):
-        model(**inputs, past_key_values=cache, position_ids=positions[:, :start])
+        model(**inputs, **with_cache(cache), position_ids=positions[:, :start])
         call = {"input_ids": asked[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, start:-1]}
-        first = model(**call, past_key_values=cache).logits[:, -1]
-        second = model(input_ids=asked[:, -1:], attention_mask=mask, past_key_values=cache).logits[:, -1]
+        first = model(**call, **with_cache(cache)).logits[:, -1]
+        second = model(input_ids=asked[:, -1:], attention_mask=mask, **with_cache(cache)).logits[:, -1]
     for row, prompt in enumerate(kept_prompts(family, model, pruner, inputs)):
         for token in asked[row, valid[row].bool()]:
             prompt = prompt.followed_by(model, token)
@@ -211,7 +211,7 @@ def test_batch_goes_on_through_generate(name: str) -> None:
         mask = torch.nn.functional.pad(
             inputs["attention_mask"], (0, ids.shape[1] - inputs["input_ids"].shape[1]), value=1
         )
-        output = model.generate(ids, attention_mask=mask, past_key_values=turn.past_key_values, **GREEDY)
+        output = model.generate(ids, attention_mask=mask, **with_cache(cache_of(turn)), **GREEDY)
     for row, prompt in enumerate(kept):
         for token in output.sequences[row, inputs["input_ids"].shape[1] :]:
             prompt = prompt.followed_by(model, token)
@@ -229,13 +229,13 @@ def test_text_then_an_image(name: str) -> None:
     del rest["attention_mask"]
     positions = family.positions(model, prompt)[..., 3:]
     with pruner(model):
-        text = model(input_ids=prompt["input_ids"][:, :3]).past_key_values
+        text = cache_of(model(input_ids=prompt["input_ids"][:, :3]))
         for given in ({}, {"position_ids": positions}):
             if name in MROPE and not given:  # where the cached text ended is known to the caller alone
                 with pytest.raises(ValueError, match=r"3 columns.*position_ids.*\[4, batch, length\]"):
-                    model(**rest, past_key_values=copy.deepcopy(text))
+                    model(**rest, **with_cache(copy.deepcopy(text)))
                 continue
-            logits = model(**rest, **given, past_key_values=copy.deepcopy(text)).logits[0, -1]
+            logits = model(**rest, **given, **with_cache(copy.deepcopy(text))).logits[0, -1]
             torch.testing.assert_close(logits, text_logits(model, kept)[-1], **close)
 
 
@@ -246,11 +246,11 @@ def test_cache_of_one_prompt_goes_on_with_many_rows(name: str) -> None:
     kept = kept_prompts(family, model, pruner, prompt, BATCH[1:2])[0]
     questions = question(3, 4)
     with pruner(model):
-        cache = model(**prompt).past_key_values
+        cache = cache_of(model(**prompt))
         cache.batch_repeat_interleave(3)
-        output = model(input_ids=questions, past_key_values=cache).logits[:, -1]
+        output = model(input_ids=questions, **with_cache(cache)).logits[:, -1]
         with pytest.raises(ValueError, match=r"2 rows.*filled with 3.*prefill again"):
-            model(input_ids=questions[:2], past_key_values=cache)
+            model(input_ids=questions[:2], **with_cache(cache))
     for row, own in enumerate(questions):
         asked = kept
         for token in own:
@@ -266,14 +266,14 @@ def test_static_cache_filled_by_hand_and_used_again(name: str) -> None:
     expected = torch.stack([greedy(model, prompt, 4)[0] for prompt in kept_prompts(family, model, pruner, inputs)])
     with pruner(model):
         for _ in range(2):
-            logits = [model(**inputs, past_key_values=cache).logits[:, -1]]
+            logits = [model(**inputs, **with_cache(cache)).logits[:, -1]]
             while len(logits) < 4:
                 token = logits[-1].argmax(-1, keepdim=True)
-                logits.append(model(input_ids=token, past_key_values=cache).logits[:, -1])
+                logits.append(model(input_ids=token, **with_cache(cache)).logits[:, -1])
             torch.testing.assert_close(torch.stack(logits, 1), expected, **close)
             cache.reset()
         one = question(3, 1)
-        torch.testing.assert_close(model(input_ids=one, past_key_values=cache).logits, model(input_ids=one).logits)
+        torch.testing.assert_close(model(input_ids=one, **with_cache(cache)).logits, model(input_ids=one).logits)
 
 
 def test_small_image_kept_whole_after_one_that_was_pruned(family: Family) -> None:
@@ -289,7 +289,7 @@ def test_small_image_kept_whole_after_one_that_was_pruned(family: Family) -> Non
     with pruner(model):
         for place, image in ((slice(cut), slice(1)), (slice(cut, None), slice(1, 2))):
             part = {name: inputs[name][image] for name in ("pixel_values", "image_sizes")}
-            logits = model(input_ids=inputs["input_ids"][:, place], **part, past_key_values=cache).logits[:, -1]
+            logits = model(input_ids=inputs["input_ids"][:, place], **part, **with_cache(cache)).logits[:, -1]
     expected = [text_logits(model, prompt)[-1] for prompt in kept_prompts(family, model, pruner, inputs, images)]
     torch.testing.assert_close(logits, torch.stack(expected), **close)
 
@@ -308,11 +308,11 @@ def test_rows_of_a_later_call_that_lose_different_numbers_of_tokens(name: str) -
         kept.append(kept_prompts(family, model, pruner, inputs, images))
         calls.append({name: value for name, value in inputs.items() if name != "attention_mask"})
     with pruner(model):
-        cache = model(**calls[0]).past_key_values
+        cache = cache_of(model(**calls[0]))
         if name in ("lfm2_vl", "qwen3_5"):
             with pytest.raises(ValueError, match=rf"padding.*(conv|linear_attention) layers of {name}.*first call"):
-                model(**calls[1], past_key_values=cache)
+                model(**calls[1], **with_cache(cache))
             return
-        logits = model(**calls[1], past_key_values=cache).logits[:, -1]
+        logits = model(**calls[1], **with_cache(cache)).logits[:, -1]
     expected = torch.stack([text_logits(model, joined(*prompts))[-1] for prompts in zip(*kept, strict=True)])
     torch.testing.assert_close(logits, expected, **close)

@@ -1,8 +1,9 @@
-"""Hosts that are not as they were: what a newer transformers might do to forward, its cache, its encoders, its layers."""
+"""Hosts that are not as they were: what a newer transformers might do to forward, caches, encoders and layers."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from functools import wraps
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoding import since
 from families import BATCH, FAMILIES, prompt_of
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from gprune import FastV, GPrune, UnsupportedModel, host, verify
 from gprune.attach import verification
+from gprune.cost import measure
 
 FAMILY = FAMILIES["llava_next"]
 STOCK: Any = type(FAMILY.model())
@@ -94,6 +97,37 @@ class AsTuple(STOCK):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs).to_tuple()
+
+
+@pytest.mark.skipif(not since("5.24"), reason="this transformers knows one name alone")
+def test_the_old_name_of_the_cache_still_works() -> None:
+    """A caller may go on saying it until it goes in 5.40; it is transformers that warns then."""
+    model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 0)
+    token = torch.tensor([[7]])
+    mask = torch.ones(1, prompt["input_ids"].shape[1] + 1)
+    logits = []
+    for name in host.CACHES:
+        with GPrune(0.5, positions="contiguous")(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model(**prompt, **{name: (cache := DynamicCache())})
+            logits.append(model(input_ids=token, attention_mask=mask, **{name: cache}).logits)
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_deprecated_name_is_used(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    family = FAMILIES[name]
+    model, inputs = family.model(), family.inputs()
+    transformers.utils.logging.enable_propagation()
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), GPrune(0.5)(model) as run:
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        model.generate(**inputs, **GREEDY, suppress_tokens=[90, 91])
+        measure(model, prompt_of(inputs, 0), GPrune(0.5))
+        assert run.images
+    transformers.utils.logging.disable_propagation()
+    assert "deprecated" not in caplog.text
 
 
 def test_a_cache_by_another_name_is_refused_at_once() -> None:

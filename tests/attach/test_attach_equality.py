@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import since
+from decoding import cache_of, since, with_cache
 from families import BATCH, FAMILIES, IMAGE, Family, prompt_of
 from reference import encode, greedy, kept_prompts, kept_rows, text_logits
 from torch.nn.functional import cross_entropy
@@ -45,7 +45,7 @@ def test_generation_equals_full_recompute(family: Family, attention: str) -> Non
             torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
             assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
             assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
-            assert output.past_key_values.get_seq_length() < length
+            assert cache_of(output).get_seq_length() < length
     pictures = expected["original"][:2] - expected["contiguous"][:2]
     assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
 
@@ -58,11 +58,11 @@ def test_forward_and_decoding_by_hand_equal_full_recompute(family: Family, posit
     mask = inputs["attention_mask"]
     with pruner(model):
         output = model(**inputs)
-        logits, cache = [output.logits[:, -1]], output.past_key_values
+        logits, cache = [output.logits[:, -1]], cache_of(output)
         while len(logits) < STEPS:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             token = logits[-1].argmax(-1, keepdim=True)
-            output = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+            output = model(input_ids=token, attention_mask=mask, **with_cache(cache))
             logits.append(output.logits[:, -1])
     torch.testing.assert_close(torch.stack(logits, 1), torch.stack([logits for logits, _ in runs]), **close)
 

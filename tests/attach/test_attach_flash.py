@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.modeling_flash_attention_utils as dispatch
-from decoding import MAIN, PLACEHOLDERS, joined
+from decoding import MAIN, PLACEHOLDERS, cache_of, joined, with_cache
 from families import BATCH, FAMILIES, Family, Size
 from reference import KeptPrompt, kept_prompts, text_logits
 from torch import Tensor
@@ -123,8 +123,8 @@ def test_second_image_on_a_pruned_cache(family: Family, kernels: Kernels) -> Non
         cache = None
         for turn in turns:
             call = {name: value for name, value in turn.items() if name != "attention_mask"}
-            output = model(**call, past_key_values=cache)
-            cache = output.past_key_values
+            output = model(**call, **with_cache(cache))
+            cache = cache_of(output)
     model.get_decoder().config._attn_implementation = "sdpa"
     assert kernels.calls
     torch.testing.assert_close(output.logits[0, -1], text_logits(model, causal(whole))[-1], **close)

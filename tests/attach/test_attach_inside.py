@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
 from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended
 
@@ -71,7 +72,7 @@ def check_generation(family: Family, method: str, steps: int, attention: str = "
         output = model.generate(**inputs, max_new_tokens=steps, **GREEDY)
     torch.testing.assert_close(torch.stack(output.logits, 1), torch.stack([logits for logits, _ in runs]), **close)
     assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
-    lengths = [output.past_key_values.get_seq_length(layer) for layer in range(LAYERS)]
+    lengths = [cache_of(output).get_seq_length(layer) for layer in range(LAYERS)]
     assert lengths == sorted(lengths, reverse=True) and lengths[0] == length + steps - 1 > lengths[-1]
 
 
@@ -362,10 +363,10 @@ def test_second_turn_on_the_returned_cache_and_on_a_copy_of_it() -> None:
         with PyramidDrop(keep=0.46875)(model):
             first = model.generate(**prompt, max_new_tokens=4, **GREEDY)
             ids = torch.cat([first.sequences, more], 1)
-            cache = copy.deepcopy(first.past_key_values)
+            cache = copy.deepcopy(cache_of(first))
             model.generate(**inputs, max_new_tokens=2)  # another conversation in between
-            for past in (first.past_key_values, cache):
-                second = model.generate(input_ids=ids, past_key_values=past, max_new_tokens=4, **GREEDY)
+            for past in (cache_of(first), cache):
+                second = model.generate(input_ids=ids, **with_cache(past), max_new_tokens=4, **GREEDY)
                 torch.testing.assert_close(torch.cat(second.logits), expected, **close)
                 assert torch.equal(second.sequences[0, -4:], tokens)
 
@@ -377,7 +378,7 @@ def test_second_image_on_a_pruned_cache(layer: int) -> None:
     one, two = prompt_of(inputs, 0), prompt_of(inputs, 0)
     (first,) = inside(FAMILY, SHARES["fastv"], one, BATCH[:1])
     with FastV(keep=0.8 if layer == 1 else 0.7, layer=layer)(model) as run:
-        cache = model(**one).past_key_values
+        cache = cache_of(model(**one))
         kept = run.images[0].kept
     with FastV(keep=0.7)(model) as run:
         start = one["input_ids"].shape[1]
@@ -386,10 +387,10 @@ def test_second_image_on_a_pruned_cache(layer: int) -> None:
             attention_mask=torch.ones(1, 2 * start),
             pixel_values=two["pixel_values"],
             image_sizes=two["image_sizes"],
-            past_key_values=cache,
+            **with_cache(cache),
         )
         kept_two = run.images[0].kept
-        step = model(input_ids=torch.tensor([[7, 8]]), past_key_values=output.past_key_values)
+        step = model(input_ids=torch.tensor([[7, 8]]), **with_cache(cache_of(output)))
     visual = (one["input_ids"][0] == IMAGE).nonzero().squeeze(1)
     gone = torch.zeros(LAYERS, 2 * start, dtype=torch.bool)
     for offset, own, after in ((0, kept, layer), (start, kept_two, 2)):
@@ -570,12 +571,12 @@ def test_static_cache() -> None:
 def test_cache_that_is_cut_into_its_prompt() -> None:
     model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 0)
     with FastV(keep=0.7)(model):
-        cache = model(**prompt).past_key_values
+        cache = cache_of(model(**prompt))
         cache.crop(-3)
-        assert torch.isfinite(model(input_ids=torch.tensor([[7]]), past_key_values=cache).logits).all()
+        assert torch.isfinite(model(input_ids=torch.tensor([[7]]), **with_cache(cache)).logits).all()
         cache.crop(-9)
         with pytest.raises(ValueError, match="cropped"):
-            model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[7]]), **with_cache(cache))
 
 
 def test_cache_that_is_emptied_and_used_again() -> None:
@@ -583,9 +584,9 @@ def test_cache_that_is_emptied_and_used_again() -> None:
     text = prompt_of(inputs, 2)
     stock = model.generate(**text, max_new_tokens=3, **GREEDY)
     with FastV(keep=0.7)(model):
-        cache = model(**prompt_of(inputs, 0)).past_key_values
+        cache = cache_of(model(**prompt_of(inputs, 0)))
         cache.reset()
-        output = model.generate(**text, max_new_tokens=3, past_key_values=cache, **GREEDY)
+        output = model.generate(**text, max_new_tokens=3, **with_cache(cache), **GREEDY)
     assert all(map(torch.equal, output.logits, stock.logits))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from decoding import cache_of, with_cache
 from families import FAMILIES
 
 from gprune.pruners import GPrune, L2Norm, Random, Uniform
@@ -161,10 +162,10 @@ def test_output_as_a_tuple_continues_like_any_other() -> None:
     model, inputs = FAMILY.model(), FAMILY.inputs()
     token = torch.full((3, 1), 9)
     with L2Norm(keep=0.4)(model):
-        cache = model(**inputs).past_key_values
-        expected = model(input_ids=token, past_key_values=cache).logits
+        cache = cache_of(model(**inputs))
+        expected = model(input_ids=token, **with_cache(cache)).logits
         (cache,) = (value for value in model(**inputs, return_dict=False) if hasattr(value, "layers"))
-        assert torch.equal(model(input_ids=token, past_key_values=cache).logits, expected)
+        assert torch.equal(model(input_ids=token, **with_cache(cache)).logits, expected)
 
 
 def test_seeded_pruner_gives_the_same_twice() -> None:

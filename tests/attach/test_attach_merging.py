@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, sample
+from decoding import PLACEHOLDERS, beam_search, cache_of, sample, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
 from merging import MERGING, merged_prompts
 from reference import greedy, text_logits
@@ -44,7 +44,7 @@ def test_generation_equals_full_recompute(name: str, keep: float) -> None:
         torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
         assert torch.equal(output.sequences[:, length:], tokens)
         assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
-        assert output.past_key_values.get_seq_length() < length
+        assert cache_of(output).get_seq_length() < length
 
 
 @torch.no_grad()
@@ -68,11 +68,11 @@ def test_forward_and_decoding_by_hand_equal_full_recompute(name: str) -> None:
     mask = inputs["attention_mask"]
     with ToMe(0.4)(model):
         output = model(**inputs)
-        logits, cache = [output.logits[:, -1]], output.past_key_values
+        logits, cache = [output.logits[:, -1]], cache_of(output)
         while len(logits) < STEPS:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             token = logits[-1].argmax(-1, keepdim=True)
-            output = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+            output = model(input_ids=token, attention_mask=mask, **with_cache(cache))
             logits.append(output.logits[:, -1])
     torch.testing.assert_close(torch.stack(logits, 1), expected, **close)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, present, sample
+from decoding import PLACEHOLDERS, beam_search, cache_of, present, sample
 from families import FAMILIES, VIDEOS, Family
 from knowing import known_tokens, told_prompts
 from reference import greedy
@@ -63,7 +63,7 @@ def generated(family: Family, pruner: Pruner, attention: str = "sdpa") -> None:
         output = model.generate(**inputs, max_new_tokens=STEPS, **LOGITS)
     torch.testing.assert_close(torch.stack(output.logits, 1), torch.stack([logits for logits, _ in runs]), **close)
     assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
-    assert output.past_key_values.get_seq_length() < length + STEPS - 1
+    assert cache_of(output).get_seq_length() < length + STEPS - 1
 
 
 @pytest.mark.parametrize("name", READ)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from decoding import cache_of, with_cache
 from families import FAMILIES, IMAGE, prompt_of
 
 from gprune.attach import UnsupportedModel
@@ -105,6 +106,12 @@ def test_transformers_too_old_for_one_family(model: Any, monkeypatch: pytest.Mon
         PRUNER.attach(model)
 
 
+def test_transformers_in_which_one_family_is_broken(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, "llava_next", replace(LAYOUTS["llava_next"], broken=T.__version__))
+    with pytest.raises(UnsupportedModel, match=rf"in transformers {T.__version__} itself.*,!={T.__version__}'"):
+        PRUNER.attach(model)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("call", ["generate", "forward"])
 def test_features_that_are_not_finite_name_the_image(model: Any, bad: float, call: str) -> None:
@@ -169,10 +176,10 @@ def test_masks_that_are_not_2d(model: Any) -> None:
 def test_mask_of_the_wrong_length(model: Any) -> None:
     inputs = FAMILY.inputs()
     with PRUNER(model):
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
         mask = torch.ones(3, cache.get_seq_length() + 7)
         with pytest.raises(ValueError, match=r"attention_mask has \d+ columns"):
-            model(input_ids=torch.full((3, 2), 9), attention_mask=mask, past_key_values=cache)
+            model(input_ids=torch.full((3, 2), 9), attention_mask=mask, **with_cache(cache))
 
 
 @pytest.mark.parametrize("call", ["generate", "forward"])
@@ -209,9 +216,9 @@ def test_embeddings_without_ids(model: Any) -> None:
             model(inputs_embeds=embeddings, **inputs)
         with pytest.warns(UserWarning, match=r"inputs_embeds.*nothing is pruned"):
             model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"])
-        cache = model(**FAMILY.inputs()).past_key_values
+        cache = cache_of(model(**FAMILY.inputs()))
         with pytest.raises(ValueError, match=r"inputs_embeds.*pruned cache"):
-            model(inputs_embeds=embeddings[:, :2], past_key_values=cache)
+            model(inputs_embeds=embeddings[:, :2], **with_cache(cache))
 
 
 def test_logits_by_index(model: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, since
+from decoding import PLACEHOLDERS, beam_search, cache_of, since, with_cache
 from families import FAMILIES, VIDEOS, Family, Media, is_video
 from reference import encode, kept_prompts, kept_rows
 
@@ -93,7 +93,7 @@ def test_video_goes_on_in_a_second_turn(family: Family) -> None:
     with pruner(model):
         turn = model.generate(**inputs, **SETTINGS, return_dict_in_generate=True)
         ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 9]])], dim=1)
-        output = model.generate(ids, past_key_values=turn.past_key_values, **SETTINGS)
+        output = model.generate(ids, **with_cache(cache_of(turn)), **SETTINGS)
     for token in ids[0, inputs["input_ids"].shape[1] :]:
         kept = kept.followed_by(model, token)
     assert torch.equal(output[:, -STEPS:], beam_search(model, kept, 1, STEPS))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEO, VIDEOS, Family, Media, is_visual
 from families.mrope import MROPE
 from reference import embedded, greedy, kept_prompts, text_logits
@@ -67,10 +68,10 @@ def test_reference_that_keeps_everything_is_stock_generation(case: tuple[Family,
 def test_placeholder_that_the_model_speaks_is_text(family: Family, placeholder: int) -> None:
     model, inputs = family.model(), family.inputs()
     (prompt,) = kept_prompts(family, model, EVERYTHING, family.prompt_of(inputs, 2), [()])
-    cache = model(**family.prompt_of(inputs, 2)).past_key_values
+    cache = cache_of(model(**family.prompt_of(inputs, 2)))
     call = {"input_ids": torch.tensor([[placeholder]]), "position_ids": prompt.next_position}
     expected = text_logits(model, prompt.followed_by(model, torch.tensor(placeholder)))[-1]
-    torch.testing.assert_close(model(**call, past_key_values=cache).logits[0, -1], expected, **close)
+    torch.testing.assert_close(model(**call, **with_cache(cache)).logits[0, -1], expected, **close)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

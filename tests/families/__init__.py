@@ -35,6 +35,7 @@ FAMILIES: dict[str, Family] = {
 
 __all__ = [
     "BATCH",
+    "BROKEN",
     "FAMILIES",
     "IMAGE",
     "VIDEO",

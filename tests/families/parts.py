@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 IMAGE, VIDEO, VOCABULARY = 90, 91, 96
 BEGIN, END, LINE, BREAK, TAG, GLOBAL = 88, 89, 92, 93, 94, 95
 """Token ids with a meaning; 3 to 87 are text, 0 is padding, 1 is the beginning of the sequence."""
 
 IMAGE_AND_VIDEO = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+
+SAYS_LAYER = Version(transformers.__version__) >= Version("5.24")
+VIPLLAVA_LAYERS = "vision_feature_layer" if SAYS_LAYER else "vision_feature_layers"
+"""What transformers calls the layers of the tower that VipLLaVA's features are made of."""
 
 
 def text(model_type: str = "llama", **settings: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from .base import Family, Layout, Media, Size, Text
-from .parts import BEGIN, END, IMAGE, LINE, siglip, text, vision
+from .parts import BEGIN, END, IMAGE, LINE, VIPLLAVA_LAYERS, siglip, text, vision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +76,7 @@ CLIP_LLAMA = {"vision_config": vision("clip_vision_model"), "text_config": text(
 
 SQUARE: tuple[Family, ...] = (
     Square("llava", {**CLIP_LLAMA, "image_seq_length": 16}),
-    Square("vipllava", {**CLIP_LLAMA, "vision_feature_layers": [-1, -2]}),
+    Square("vipllava", {**CLIP_LLAMA, VIPLLAVA_LAYERS: [-1, -2]}),
     Gemma3(
         "gemma3",
         {
