@@ -32,6 +32,7 @@ demo: venv  ## Ask the embedded model about a picture, with and without pruning,
 	$(BIN)/gprune scenes --sample 6 -o demo-out/scenes
 	$(BIN)/gprune ask demo-out/scenes/000.png "what text is written?" --keep 0.5 --compare --picture demo-out/answer.png
 	$(BIN)/gprune show demo-out/scenes/000.png --keep 0.5,0.3,0.1 -o demo-out/kept.png
+	$(BIN)/gprune verify
 	$(BIN)/gprune scenes --method gprune,random --keep 0.3 --limit 70
 	@echo "pictures: demo-out/answer.png demo-out/kept.png"
 

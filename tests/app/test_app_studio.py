@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from gprune import GPrune, kept_count
+from gprune import GPrune, kept_count, verify
 from gprune.app.examples import examples
 from gprune.app.studio import MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
 from gprune.cost import Cost, cost, measure
@@ -23,6 +23,7 @@ from gprune.graph import cosine_graph
 from gprune.named import parse_pruner
 from gprune.prompt import build_inputs
 from gprune.scenes.model import build_config, build_processor
+from gprune.scenes.vocabulary import CATEGORIES
 
 QUESTION = "what text is written?"
 
@@ -113,6 +114,21 @@ def test_a_question_that_counts(studio: Studio, subject: Subject) -> None:
 def test_methods_inside_the_llm_wait_for_an_answer(studio: Studio, subject: Subject, still: None) -> None:
     [panel] = studio.preview(subject, QUESTION, ["fastv"], 0.5)
     assert not panel.pictures and "ask" in panel.note
+
+
+def test_answers_are_those_of_a_batch_without_a_cache(studio: Studio) -> None:
+    """What the page answers picture by picture, a padded batch of all sizes gives too when each token is made anew."""
+    shown = examples()[: len(CATEGORIES)]
+    asked = [([example.picture], example.question) for example in shown]
+    inputs = build_inputs(studio.model, studio.processor, asked)
+    assert not inputs["attention_mask"].all()
+    assert verify(studio.model, inputs) < 1e-5  # with contiguous positions
+    with GPrune(0.5)(studio.model):
+        output = studio.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, use_cache=False)
+    texts = studio.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    for example, text in zip(shown, texts, strict=True):
+        answer = last(studio, Subject(example.picture, example.name), ["gprune"], 0.5, example.question)[-1]
+        assert answer.text == text.strip()
 
 
 def test_one_method_that_fails_leaves_the_others(studio: Studio, subject: Subject) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
 from gprune import GPrune, Random
-from gprune.scenes.benchmark import Example, Outcome, evaluate, examples
+from gprune.scenes.benchmark import Example, Outcome, evaluate, examples, mixed_inputs
 from gprune.scenes.model import build_config, embedded_path, load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
 
@@ -79,6 +79,25 @@ def test_answers_with_every_token_kept_are_the_unpruned_ones(
     kept = evaluate(*embedded, tests[:35], GPrune(keep=1.0))
     assert [outcome.answer for outcome in kept] == [outcome.answer for outcome in unpruned[:35]]
     assert all(outcome.kept_tokens == outcome.visual_tokens for outcome in kept)
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_a_padded_batch_is_answered_as_its_questions_alone_and_as_without_a_cache(
+    embedded: tuple[Any, Any], positions: Any
+) -> None:
+    model, processor = embedded
+    inputs = mixed_inputs(model, processor)
+    assert not inputs["attention_mask"].all()
+    pruner = GPrune(keep=0.5, positions=positions)
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    with pruner(model):
+        batch = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+        anew = model.generate(**inputs, **settings, use_cache=False)[:, inputs["input_ids"].shape[1] :]
+    assert torch.equal(batch, anew)
+    sizes = {example.picture.size: example for example in examples("test", 4 * len(CATEGORIES))}
+    alone = evaluate(model, processor, list(sizes.values()), pruner, batch_size=1)
+    answers = [text.strip() for text in processor.batch_decode(batch, skip_special_tokens=True)]
+    assert answers == [outcome.answer for outcome in alone]
 
 
 def test_no_test_picture_is_a_training_picture(tests: list[Example]) -> None:

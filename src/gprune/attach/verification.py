@@ -108,7 +108,7 @@ def verify_untested(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
 def _bare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The same weights in a model without hooks of its own, for inference; what a check moves is put back."""
     bare = copy.copy(model)
-    for name, value in vars(model).items():
+    for name in vars(model):
         if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
             vars(bare)[name] = OrderedDict()
     vars(bare).pop(host.MASK_MAKER, None)
