@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attach import ImageReport, Run, UnsupportedModel, verify
+    from .attach import ImageReport, Run, UnsupportedModel, refusal, verify
     from .pruners import (
         BAT,
         DART,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         GraphCover,
         InsideTokens,
         L2Norm,
+        Method,
         NonFiniteFeatures,
         Pruner,
         PyramidDrop,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         SetPruner,
         ToMe,
         Uniform,
+        Unpruned,
         VisionZip,
         ZeroTPrune,
         get_pruner,
@@ -64,6 +66,7 @@ __all__ = [
     "InsideTokens",
     "Keep",
     "L2Norm",
+    "Method",
     "NonFiniteFeatures",
     "Pruner",
     "PyramidDrop",
@@ -74,6 +77,7 @@ __all__ = [
     "SetPruner",
     "ToMe",
     "Uniform",
+    "Unpruned",
     "UnsupportedModel",
     "View",
     "VisionZip",
@@ -81,12 +85,13 @@ __all__ = [
     "ZeroTPrune",
     "get_pruner",
     "kept_count",
+    "refusal",
     "verify",
 ]
 
 
 _ROOMS = {
-    "attach": ("ImageReport", "Run", "UnsupportedModel", "verify"),
+    "attach": ("ImageReport", "Run", "UnsupportedModel", "refusal", "verify"),
     "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
 }
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from . import host
 from .architectures import architecture
-from .pruners import Chain, DecoderPruner, GPrune, Pruner, ToMe
+from .pruners import Chain, DecoderPruner, GPrune, Method, Pruner, ToMe
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
 
@@ -72,7 +72,7 @@ def cost(
     model: str | PreTrainedConfig | PreTrainedModel,
     image_sizes: Sequence[tuple[int, int]],
     text_tokens: int,
-    keep: Keep | Pruner = 1.0,
+    keep: Keep | Method = 1.0,
 ) -> Cost:
     """Cost of one prompt with any number of images.
 
@@ -91,12 +91,13 @@ def cost(
     Source: Table 2 of arXiv 2501.02268 gives 18.52 and 6.76 T; docs/cost.md says which convention that is.
     """
     _check(image_sizes, text_tokens)
-    if isinstance(keep, Pruner) and not before_llm_alone(keep):
+    if isinstance(keep, Method) and not before_llm_alone(keep):
         raise ValueError(
             f"{type(keep).__name__} acts inside the vision tower or the LLM, whose cost does not follow from a config; "
             f"accepted are methods that act before the LLM; of others gprune.cost.measure counts what a prompt costs"
         )
-    budget, together = (keep.keep, keep.scope == "image") if isinstance(keep, Pruner) else (keep, False)
+    budget = keep.keep if isinstance(keep, Method) else keep
+    together = isinstance(keep, Pruner) and keep.scope == "image"
     check_keep(budget)
     net = _without_weights(model)
     vision, projector, lengths = _count_vision(net, image_sizes)
@@ -112,13 +113,13 @@ def cost(
     return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
 
 
-def before_llm_alone(pruner: Pruner) -> bool:
+def before_llm_alone(pruner: Method) -> bool:
     """Whether a method changes nothing but which tokens the LLM is given."""
     inside = isinstance(pruner, (Chain, DecoderPruner)) or (isinstance(pruner, ToMe) and pruner.where == "vision")
     return not inside
 
 
-def countable(config: Any, pruner: Pruner | None = None) -> bool:
+def countable(config: Any, pruner: Method | None = None) -> bool:
     """Whether `cost` can count for models with this config and this method; for the others there is `measure`."""
     if pruner is not None and not before_llm_alone(pruner):
         return False
@@ -127,7 +128,7 @@ def countable(config: Any, pruner: Pruner | None = None) -> bool:
 
 
 @torch.no_grad()
-def measure(model: Any, inputs: Mapping[str, Any], pruner: Pruner | None = None) -> Cost:
+def measure(model: Any, inputs: Mapping[str, Any], pruner: Method | None = None) -> Cost:
     """Cost of a prompt of any family that can be pruned, counted while the model answers it.
 
     Args:

@@ -9,3 +9,15 @@ class GpruneError(Exception):
 
 class UnsupportedModel(GpruneError, TypeError):
     """gprune cannot prune this model, or not with the installed version of transformers."""
+
+
+class UnfitSettings(GpruneError, ValueError):
+    """The settings of a method do not fit a model, such as a layer that its LLM does not have."""
+
+
+class AmbiguousRun(GpruneError, RuntimeError):
+    """Several threads prune a model, and it is called by one that has attached nothing: which run is meant?"""
+
+
+class NonFiniteFeatures(GpruneError, ValueError):
+    """The features of an image contain NaN or Inf, so no ranking of its tokens means anything."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .pruners import Pruner, get_pruner
+from .pruners import Method, get_pruner
 from .tokens import Keep
 
 
@@ -20,7 +20,7 @@ def parse_keep(text: str) -> Keep:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Pruner:
+def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Method:
     """A method with its settings: `name` or `name:setting=value:...`.
 
     Args:
@@ -32,7 +32,7 @@ def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Pruner:
         ValueError, TypeError: unknown method or setting, or a value that the method refuses.
     """
     name, *settings = text.split(":")
-    kind = get_pruner(name)
+    kind: Any = get_pruner(name)
     known = [field.name for field in fields(kind) if field.name != "keep"]
     values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
     for setting in settings:
@@ -43,12 +43,10 @@ def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Pruner:
     return kind(keep, **values)
 
 
-def seeded(pruner: Pruner, seeds: int) -> list[Pruner]:
+def seeded(method: Method, seeds: int) -> list[Method]:
     """A method that draws at random, with so many seeds from its own on; any other method once."""
-    first = getattr(pruner, "seed", None)
-    if first is None:
-        return [pruner]
-    return [replace(pruner, seed=first + i) for i in range(seeds)]  # type: ignore[call-arg]
+    first = getattr(method, "seed", None)
+    return [method] if first is None else [method.with_seed(first + i) for i in range(seeds)]
 
 
 def _mask(path: str) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from ..models import EMBEDDED
 from ..named import parse_pruner
-from ..pruners import Pruner
 
 
 def python(model: str, picture: str, question: str, methods: Sequence[str], keep: float, max_new_tokens: int) -> str:
@@ -63,7 +63,7 @@ def _command(name: str, arguments: list[str], options: list[str]) -> str:
     return shlex.join(["gprune", name, *arguments, *options])
 
 
-def constructor(pruner: Pruner) -> str:
+def constructor(pruner: Any) -> str:
     """The expression that makes a method, with the settings that are not the default."""
     given = [
         f"{field.name}={getattr(pruner, field.name)!r}"

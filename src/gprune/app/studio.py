@@ -23,7 +23,7 @@ from ..kernels.blocks import directions
 from ..models import load
 from ..named import parse_pruner
 from ..prompt import build_inputs
-from ..pruners import PRUNERS, DecoderPruner, GPrune, Pruner, ToMe
+from ..pruners import PRUNERS, DecoderPruner, GPrune, Method, Pruner, ToMe
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..tokens import VisualTokens
@@ -130,7 +130,7 @@ class Studio:
         self.methods = [method for method in (*PRUNERS, *VARIANTS) if self._goes_on(method)]
         self._lock = Lock()
 
-    def pruners(self, methods: Sequence[str], keep: float) -> list[Pruner]:
+    def pruners(self, methods: Sequence[str], keep: float) -> list[Method]:
         """The methods that a user chose.
 
         Raises:
@@ -202,7 +202,7 @@ class Studio:
             raise ValueError(
                 f"the question has {len(question.strip())} characters; accepted are 1 to {MAX_QUESTION}; write one"
             )
-        runs: list[tuple[str | None, Pruner | None]] = [(None, None)]
+        runs: list[tuple[str | None, Method | None]] = [(None, None)]
         runs += zip(methods, self.pruners(methods, keep), strict=True)
         inputs = self._inputs(subject, question)
         answers = [Answer(method) for method, _ in runs]
@@ -232,7 +232,7 @@ class Studio:
     def _inputs(self, subject: Subject, question: str) -> Any:
         return build_inputs(self.model, self.processor, [([subject.picture], question)])
 
-    def _tokens(self, subject: Subject, question: str, pruner: Pruner) -> VisualTokens:
+    def _tokens(self, subject: Subject, question: str, pruner: Method) -> VisualTokens:
         """What a method is given; encoded once for all methods that need the same."""
         asked = question.strip() or CAPTION_PROMPT
         asked = asked if "question" in pruner.needs else CAPTION_PROMPT
@@ -252,7 +252,7 @@ class Studio:
         selection = pruner.select(tokens)
         return reports_of(pruner, tokens, selection)[0], pruner.warning(selection)
 
-    def _panel(self, subject: Subject, question: str, name: str, pruner: Pruner) -> Panel:
+    def _panel(self, subject: Subject, question: str, name: str, pruner: Method) -> Panel:
         note: str | None = None
         try:
             if isinstance(pruner, DecoderPruner):
@@ -261,6 +261,7 @@ class Studio:
                     return Panel(name, [], "drops tokens inside the LLM: ask, to see which reach its last layer")
                 note = "what reaches the last layer of the LLM"
             else:
+                assert isinstance(pruner, Pruner)
                 report, note = self._select(subject, question, pruner)
             pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
         except (ValueError, TypeError, RuntimeError) as error:
@@ -275,7 +276,7 @@ class Studio:
             subject.sheets = sheets(subject.picture, report, box, tiles)
         return subject.sheets
 
-    def _answer(self, subject: Subject, inputs: Any, method: str | None, pruner: Pruner | None) -> Iterator[Answer]:
+    def _answer(self, subject: Subject, inputs: Any, method: str | None, pruner: Method | None) -> Iterator[Answer]:
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
         def generate() -> tuple[float, ImageReport | None]:
@@ -299,7 +300,7 @@ class Studio:
             subject.inside[method, float(pruner.keep)] = report
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=seconds)
 
-    def _cost(self, subject: Subject, inputs: Any, pruner: Pruner | None) -> Cost:
+    def _cost(self, subject: Subject, inputs: Any, pruner: Method | None) -> Cost:
         if not countable(self.model.config, pruner):
             with self._lock:
                 return measure(self.model, inputs, pruner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import UnsupportedModel
 from .report import ImageReport
-from .run import Run, attach
+from .run import Run, attach, refusal
 from .verification import verify
 
-__all__ = ["ImageReport", "Run", "UnsupportedModel", "attach", "verify"]
+__all__ = ["ImageReport", "Run", "UnsupportedModel", "attach", "refusal", "verify"]

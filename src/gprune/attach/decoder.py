@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,16 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .. import host
-from ..errors import UnsupportedModel
+from ..errors import UnfitSettings, UnsupportedModel
 from ..host import Modality
+from ..pruners.base import Method
 from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
 from .encoder import EncoderOutputs
 from .lastrow import last_row, with_look
 from .narrow import Left, narrow_mask, read_layers, take, write_layers
-from .selection import BatchSelection
-
-if TYPE_CHECKING:
-    from .run import Run
 
 FAMILIES = (
     "aria",
@@ -57,7 +55,7 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
 
     Raises:
         UnsupportedModel: the LLM, or its attention, does not let tokens go; says why.
-        ValueError: the settings of the pruner do not fit the LLM.
+        UnfitSettings: the settings of the pruner do not fit the LLM.
     """
     method, family = type(pruner).__name__, model.config.model_type
     decoder = host.decoder_of(model)
@@ -77,7 +75,7 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
     levels = host.deepstack_levels(model.config)
     if first < levels:
         remedy = f"layer must be >= {levels}" if hasattr(pruner, "layer") else f"none can be dropped before {levels}"
-        raise ValueError(
+        raise UnfitSettings(
             f"{method}: {family} injects deepstack features into layers 0-{levels - 1}, so {remedy}; these settings "
             f"drop tokens before layer {first}"
         )
@@ -116,6 +114,8 @@ class Call:
     """A call of the model under way.
 
     Args:
+        pruner: that drops its tokens; None where it only goes on.
+        outputs: of the encoder, with what was kept before the LLM.
         start: columns in the whole cache before it.
         valid: bool [B, q], which of its own columns hold a token.
         prompt: bool [B, q], which hold a token of the prompt, as opposed to drafted tokens.
@@ -127,6 +127,8 @@ class Call:
         masks: those that layers share.
     """
 
+    pruner: DecoderPruner | None
+    outputs: EncoderOutputs | None
     start: int
     valid: Tensor
     prompt: Tensor
@@ -147,31 +149,33 @@ class Call:
         return prompt.shape[1] - 1 - prompt.long().flip(1).argmax(dim=1)
 
 
-class DecoderRun:
-    """A `DecoderPruner` at work on the decoder of a model; its hooks come and go with those of its run.
+_CALL: ContextVar[Call | None] = ContextVar("gprune_call", default=None)
+"""The call of this thread that is under way."""
 
-    Attributes:
-        handles: of its hooks.
+
+class LayerHooks:
+    """What drops tokens between the layers of a model's LLM, in calls of a run whose method acts there.
+
+    Args:
+        model: whose LLM it is.
     """
 
-    def __init__(self, pruner: DecoderPruner, run: Run) -> None:
-        check_decoder(pruner, run.model)
-        self.pruner, self.run = pruner, run
-        self._decoder = host.decoder_of(run.model)
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._decoder = host.decoder_of(model)
         self._backend = host.backend_of(self._decoder)
-        self._pair_cost = pair_cost(self._decoder.config)
-        self._call: Call | None = None
+
+    def looks(self) -> list[tuple[Module, dict[str, Any]]]:
+        """The attention modules whose computation must be seen, each with the attributes that show it."""
+        attentions = [host.attention_in(layer) for layer in host.layers_of(self._decoder)[:-1]]
+        return [(attention, with_look(attention, partial(_look, index))) for index, attention in enumerate(attentions)]
+
+    def put_on(self) -> list[RemovableHandle]:
+        """Put the hooks on the model and its layers; returns their handles."""
         layers = host.layers_of(self._decoder)
-        # First of all layers' attention is changed, then put back by the run.
-        schedule = pruner.schedule(len(layers))
-        for layer in range(1, len(layers)):
-            if pruner.looks and schedule[layer] < schedule[layer - 1]:
-                attention = host.attention_in(layers[layer - 1])
-                for name, value in with_look(attention, self._look).items():
-                    run._replace(attention, name, value)
-        self.handles: list[RemovableHandle] = [
-            run.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            run.model.register_forward_hook(self._end, always_call=True),
+        return [
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.model.register_forward_hook(self._end, always_call=True),
             *(
                 layer.register_forward_pre_hook(partial(self._narrow, index), with_kwargs=True)
                 for index, layer in enumerate(layers)
@@ -179,14 +183,16 @@ class DecoderRun:
             layers[-1].register_forward_hook(self._widen, with_kwargs=True),
         ]
 
+    @torch.compiler.disable
     def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._call = None
+        _CALL.set(None)
         ids, cache = kwargs.get("input_ids"), host.cache_of(kwargs)
         cached = host.columns_of(cache)
         layers = read_layers(cache, cached)
-        outputs = kwargs.get(host.ENCODED)
-        carried = list(outputs) if isinstance(outputs, EncoderOutputs) else []
-        if not carried and not layers:
+        given = kwargs.get(host.ENCODED)
+        outputs = given if isinstance(given, EncoderOutputs) else None
+        pruner = None if outputs is None or outputs.run is None else decoder_pruner(outputs.run.method)
+        if pruner is None and not layers:
             return
         embeddings = kwargs.get("inputs_embeds")
         shape = (ids if ids is not None else cast(Tensor, embeddings)).shape[:2]
@@ -195,24 +201,29 @@ class DecoderRun:
         valid = torch.ones(shape, dtype=torch.bool, device=device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask[:, -shape[1] :].to(device, torch.bool)
-        images = [image for modality in carried for image in self._images(cast(Modality, modality), cast(Tensor, ids))]
-        self._check_call(kwargs, images, cache)
-        self._call = Call(cached, valid, valid & _asked(kwargs, images, valid), layers, images)
+        images: list[Image] = []
+        if pruner is not None and outputs is not None and ids is not None:
+            images = [image for modality in outputs.chosen for image in self._images(pruner, outputs, modality, ids)]
+        self._check_call(pruner, kwargs, images, cache)
+        _CALL.set(Call(pruner, outputs, cached, valid, valid & _asked(kwargs, images, valid), layers, images))
 
-    def _images(self, modality: Modality, ids: Tensor) -> Iterator[Image]:
-        batch: BatchSelection = self.run._last[modality]
-        places = (ids == host.placeholder(self.run.model.config, modality)).nonzero()
+    def _images(
+        self, pruner: DecoderPruner, outputs: EncoderOutputs, modality: Modality, ids: Tensor
+    ) -> Iterator[Image]:
+        batch = outputs.chosen[modality]
+        places = (ids == host.placeholder(self.model.config, modality)).nonzero()
         sizes = [int(kept.sum()) for kept in batch.kept.split([batch.sizes[image] for image in batch.images])]
         copies: dict[int, list[tuple[int, Tensor]]] = {}
         for image, own in zip(batch.images, places.split(sizes), strict=True):
             copies.setdefault(image, []).append((int(own[0, 0]), own[:, 1]))
+        layers, pairs = len(host.layers_of(self._decoder)), pair_cost(self._decoder.config)
         for places_of_one in copies.values():
             own = places_of_one[0][1]
-            counts = self.pruner.counts(len(own), len(host.layers_of(self._decoder)), self._pair_cost * len(own))
+            counts = pruner.counts(len(own), layers, pairs * len(own))
             yield Image(modality, places_of_one, counts, torch.ones_like(own, dtype=torch.bool))
 
-    def _check_call(self, call: dict[str, Any], images: list[Image], cache: Any) -> None:
-        method = type(self.pruner).__name__
+    def _check_call(self, pruner: DecoderPruner | None, call: dict[str, Any], images: list[Image], cache: Any) -> None:
+        method = "a method inside the LLM" if pruner is None else type(pruner).__name__
         if (backend := host.backend_of(self._decoder)) != self._backend:
             raise ValueError(
                 f"the LLM's attention is {backend!r} but was {self._backend!r} when {method} "
@@ -243,20 +254,12 @@ class DecoderRun:
             )
 
     def _end(self, model: PreTrainedModel, args: Any, output: Any) -> None:
-        self._call = None
-
-    def _look(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
-        call = self._call
-        if call is None or not call.images:
-            return
-        width = query.shape[2]
-        seen = [row[:, -width:] for row in last_row(query, key, mask, scaling, call.last)]
-        call.attention, call.key_norms = seen if call.left is None else map(call.left.spread, seen)
+        _CALL.set(None)
 
     def _narrow(
         self, index: int, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        call = self._call
+        call = _CALL.get()
         if call is None:
             return None
         states = args[0]
@@ -303,10 +306,11 @@ class DecoderRun:
                 for own_row, own in other.copies:
                     if own_row == row:
                         text[own] = False
-            chosen = self.pruner.choose(self._inside(call, states[row].detach(), row, columns, text), k)
+            assert call.pruner is not None
+            chosen = call.pruner.choose(self._inside(call, states[row].detach(), row, columns, text), k)
             if len(chosen) != k or len(chosen.unique()) != k:
                 raise ValueError(
-                    f"{type(self.pruner).__name__}.choose returned {len(chosen)} indices of {len(columns)} tokens; "
+                    f"{type(call.pruner).__name__}.choose returned {len(chosen)} indices of {len(columns)} tokens; "
                     f"accepted are exactly k={k}, all different"
                 )
             places = places[torch.ones_like(places, dtype=torch.bool).index_fill(0, chosen.to(places.device), False)]
@@ -338,7 +342,7 @@ class DecoderRun:
         return take(whole, call.left.index, -3, -2)
 
     def _widen(self, layer: Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        call = self._call
+        call = _CALL.get()
         if call is None:
             return None
         self._report(call)
@@ -348,16 +352,36 @@ class DecoderRun:
         return None if call.left is None else call.left.spread(output)
 
     def _report(self, call: Call) -> None:
-        for modality in dict.fromkeys(image.modality for image in call.images):
+        outputs = call.outputs
+        if call.pruner is None or outputs is None or outputs.run is None:
+            return
+        for modality, batch in outputs.chosen.items():
             images = [image for image in call.images if image.modality == modality]
-            batch = self.run._last[modality]
             left = torch.cat([image.kept for image in images]).to(batch.selection.kept.device)
-            self.run._last[modality] = replace(
+            outputs.chosen[modality] = replace(
                 batch,
                 selection=replace(batch.selection, kept=batch.selection.kept[left]),
                 per_layer=tuple(tuple(image.per_layer) for image in images),
-                pair_cost=self._pair_cost,
+                pair_cost=pair_cost(self._decoder.config),
             )
+        outputs.run.report(outputs.chosen)
+
+
+def decoder_pruner(method: Method) -> DecoderPruner | None:
+    """The part of a method that acts inside the LLM."""
+    return next((part for part in method.parts if isinstance(part, DecoderPruner)), None)
+
+
+def _look(index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+    """Note what a layer attends to, where the next one drops tokens by it."""
+    call = _CALL.get()
+    if call is None or call.pruner is None or not call.pruner.looks:
+        return
+    if all(image.counts[index + 1] >= image.counts[index] for image in call.images):
+        return
+    width = query.shape[2]
+    seen = [row[:, -width:] for row in last_row(query, key, mask, scaling, call.last)]
+    call.attention, call.key_norms = seen if call.left is None else map(call.left.spread, seen)
 
 
 def _asked(call: dict[str, Any], images: list[Image], valid: Tensor) -> Tensor:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import host
 from ..host import PIXELS, Modality
-from .signals import ToTokens, encode_and_read
-from .state import CacheState
+from .merging import merging_tower
+from .signals import encode_and_read, reader
+from .state import CacheState, Lease
+
+if TYPE_CHECKING:
+    from .hooks import Hooks
+    from .run import Run
+    from .selection import BatchSelection
 
 ATTRIBUTE = "_gprune_encoding"
 
 
 class EncoderOutputs(dict[str, ModelOutput]):
-    """Pre-encoded features by modality, as forward takes them; carries the call's state from hook to hook.
+    """Pre-encoded features by modality, as forward takes them; carries what belongs to the call from hook to hook.
 
-    Nothing else can: the cache may only come into being in between, and a call may be nested or fail.
+    Attributes:
+        run: by which the call is pruned; None where it only goes on.
+        chosen: what the run kept of each modality.
+        state: of the cache that comes out, which may only come into being in between.
     """
 
+    run: Run | None = None
     state: CacheState | None = None
+
+    def __init__(self, outputs: Mapping[str, ModelOutput]) -> None:
+        super().__init__(outputs)
+        self.chosen: dict[Modality, BatchSelection] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,40 +53,48 @@ class Encoding:
         arguments: of the call, by name.
         output: fields of the output, by name.
         beside: what was read in the vision tower on the way, by name: for each item of the output, [n, ...].
+        lease: of the run that merged tokens in the tower.
     """
 
     arguments: dict[str, Any]
     output: dict[str, Any]
     beside: dict[str, list[Tensor]] = field(default_factory=dict)
+    lease: Lease | None = None
 
 
 class RecordingEncoder:
-    """A model's encoder that leaves an `Encoding` on its output.
+    """A model's encoder that leaves an `Encoding` on its output, as the run in force needs it.
 
     `generate()` encodes before it calls forward, which then sees neither the sizes of the images nor which were
     repeated. An object, not a closure: a copy of the model must encode with the copy's weights.
 
     Args:
         encode: the method of the base model.
-        tower, tokens: the base model's vision tower, and how values of its patches become those of visual tokens;
-            None: the tower is not read.
+        hooks: of the model.
+        modality: that it encodes.
     """
 
-    def __init__(self, encode: Callable[..., Any], tower: Module | None = None, tokens: ToTokens | None = None) -> None:
-        self.encode, self.tower, self.tokens = encode, tower, tokens
+    def __init__(self, encode: Callable[..., Any], hooks: Hooks, modality: Modality) -> None:
+        self.encode, self.hooks, self.modality = encode, hooks, modality
         self.__signature__ = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.__signature__.bind(*args, **kwargs).arguments
         call = partial(self.encode, *args, **kwargs)
+        run = self.hooks.in_force()
+        if run is None:
+            return call()
+        model = self.hooks.model
+        tower, tokens = reader(run.selector, model, self.modality)
         beside: dict[str, list[Tensor]] = {}
-        if self.tower is None or self.tokens is None:
-            output = call()
-        else:
-            base = self.encode.__self__  # type: ignore[attr-defined]
-            output, beside = encode_and_read(call, base, self.tower, self.tokens, arguments)
+        with merging_tower(model, run.method) as merges:
+            if tower is None or tokens is None:
+                output = call()
+            else:
+                output, beside = encode_and_read(call, model.base_model, tower, tokens, arguments)
         if isinstance(output, ModelOutput):
-            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), beside))
+            lease = Lease(run) if merges else None
+            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), beside, lease))
         return output
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pruners import Pruner
+from ..pruners import Method
 from ..pruners.decoder import DecoderPruner
 from ..pruners.tome import ToMe
 from . import decoder, merging
@@ -11,7 +11,7 @@ from .signals import FROM_TOWER, SOURCES
 from .views import unordered
 
 
-def families_of(method: type[Pruner]) -> list[str]:
+def families_of(method: type[Method]) -> list[str]:
     """The model types that a method goes on with its default settings, sorted.
 
     A checkpoint of one of them may still be refused, for its attention or the kind of its vision tower.

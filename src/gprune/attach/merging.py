@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .. import host
-from ..errors import UnsupportedModel
+from ..errors import UnfitSettings, UnsupportedModel
+from ..pruners.base import Method
 from ..pruners.tome import average, match, schedule
 from ..tokens import Keep, kept_count
 from .support import layout_of
@@ -40,17 +43,23 @@ REFUSED = {
 NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
 
 
-def merge_in_tower(model: PreTrainedModel, keep: Keep) -> list[RemovableHandle]:
-    """Put the hooks on the vision tower and the projector of a model.
+_MERGING: ContextVar[TowerMerging | None] = ContextVar("gprune_merging", default=None)
+"""What merges in the tower that this thread is encoding with."""
+
+
+def check_tower(method: Method, model: PreTrainedModel) -> None:
+    """Raise unless tokens can be merged inside the vision tower of this model, as this method would.
 
     Raises:
-        UnsupportedModel, ValueError: see `ToMe.hooks`.
+        UnsupportedModel: the family's tower or projector needs all tokens.
+        UnfitSettings: so few tokens as `keep` leaves cannot be reached in that many layers, or `keep` is a number of
+            tokens and the model cuts an image into tiles.
     """
     config: Any = model.config
-    family = config.model_type
+    family, keep = config.model_type, method.keep
     if family not in PARTS:
         raise _unsupported(model, REFUSED.get(family, NEIGHBOURS))
-    tower, projector = (getattr(model.base_model, part) for part in PARTS[family])
+    tower, _ = _parts(model)
     if config.vision_config.model_type not in TOWERS:
         raise _unsupported(model, f"its vision tower is a {config.vision_config.model_type}; accepted are {TOWERS}")
     last = host.feature_layers(config, {})
@@ -63,21 +72,77 @@ def merge_in_tower(model: PreTrainedModel, keep: Keep) -> list[RemovableHandle]:
         raise _unsupported(model, f'{host.STRATEGY}="{strategy}", and its tower has {first}')
     _check_backend(tower)
     if family in TILED and isinstance(keep, int):
-        raise ValueError(
+        raise UnfitSettings(
             f"keep={keep} tokens per image: {family} cuts images into different numbers of tiles, of which the vision "
             f'tower merges every one alike; pass a ratio, for example keep=0.3, or where="tokens"'
         )
-    layers = next(module for name, module in tower.named_modules() if name.endswith("encoder.layers"))
-    depth = last % (len(layers) + 1)
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    _plan(model, keep, patches)
 
-    def plan(patches: int) -> list[int]:
-        k = kept_count(patches, keep)
-        return schedule(patches, k, depth) + [k] * (len(layers) - depth)
 
-    plan((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
-    handles = TowerMerging(plan, class_token, config.vision_config.num_attention_heads).put_on(tower, layers, projector)
+@contextmanager
+def merging_tower(model: PreTrainedModel, method: Method) -> Iterator[bool]:
+    """While it lasts, this thread's images are merged in the tower, if the method does that; yields whether it does."""
+    if method.acts != "in the tower":
+        yield False
+        return
+    config: Any = model.config
+    tower, _ = _parts(model)
+    heads = config.vision_config.num_attention_heads
+    token = _MERGING.set(TowerMerging(partial(_plan, model, method.keep), host.has_class_token(tower), heads))
+    try:
+        yield True
+    finally:
+        _MERGING.reset(token)
+
+
+def put_on_tower(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Put hooks on the vision tower and the projector of a model that merge where a thread is `merging_tower`."""
+    tower, projector = _parts(model)
+    handles = [
+        tower.register_forward_pre_hook(_merging(TowerMerging.begin)),
+        projector.register_forward_hook(_merging(TowerMerging.put_back)),
+    ]
+    for index, layer in enumerate(_layers(tower)):
+        attention = host.attention_in(layer)
+        handles += [
+            attention.register_forward_pre_hook(_merging(TowerMerging.weigh), with_kwargs=True),
+            attention.k_proj.register_forward_hook(_merging(TowerMerging.note_keys)),
+            layer.layer_norm2.register_forward_pre_hook(_merging(TowerMerging.merge, index)),
+            layer.mlp.register_forward_hook(_merging(TowerMerging.note_mlp)),
+            # Before hooks that note hidden states.
+            layer.register_forward_hook(_merging(TowerMerging.join), prepend=True),
+        ]
     resampler: Any = getattr(model.base_model, "vision_resampler", None)
-    return handles if resampler is None else [*handles, resampler.register_forward_pre_hook(_refuse_video)]
+    if resampler is not None:
+        handles.append(resampler.register_forward_pre_hook(_merging(TowerMerging.refuse_video)))
+    return handles
+
+
+def _merging(hook: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """A hook of what merges in this thread, of nothing where nothing does."""
+    return partial(_call_merging, hook, first)
+
+
+def _call_merging(hook: Callable[..., Any], first: tuple[Any, ...], *args: Any) -> Any:
+    merging = _MERGING.get()
+    return None if merging is None else hook(merging, *first, *args)
+
+
+def _parts(model: PreTrainedModel) -> tuple[Any, Any]:
+    tower, projector = (getattr(model.base_model, part) for part in PARTS[model.config.model_type])
+    return tower, projector
+
+
+def _layers(tower: Module) -> Any:
+    return next(module for name, module in tower.named_modules() if name.endswith("encoder.layers"))
+
+
+def _plan(model: PreTrainedModel, keep: Keep, patches: int) -> list[int]:
+    """How many of a tile's patches are left after each layer of the tower."""
+    count, k = len(_layers(_parts(model)[0])), kept_count(patches, keep)
+    depth = cast(int, host.feature_layers(model.config, {})) % (count + 1)
+    return schedule(patches, k, depth) + [k] * (count - depth)
 
 
 class TowerMerging:
@@ -96,23 +161,6 @@ class TowerMerging:
         self.plan, self.class_token, self.heads = plan, class_token, heads
         self._forget()
 
-    def put_on(self, tower: Module, layers: Any, projector: Module) -> list[RemovableHandle]:
-        """Returns the handles, to remove the hooks by."""
-        handles = [
-            tower.register_forward_pre_hook(self._begin),
-            projector.register_forward_hook(self._put_back),
-        ]
-        for index, layer in enumerate(layers):
-            handles += [
-                layer.self_attn.register_forward_pre_hook(self._weigh, with_kwargs=True),
-                layer.self_attn.k_proj.register_forward_hook(self._note_keys),
-                layer.layer_norm2.register_forward_pre_hook(partial(self._merge, index)),
-                layer.mlp.register_forward_hook(self._note_mlp),
-                # Before hooks that note hidden states.
-                layer.register_forward_hook(self._join, prepend=True),
-            ]
-        return handles
-
     def _forget(self) -> None:
         self.patches, self.counts = 0, list[int]()
         self.slots: Tensor | None = None
@@ -121,7 +169,7 @@ class TowerMerging:
         self.merged: Tensor | None = None
         self.mlp: Tensor | None = None
 
-    def _begin(self, tower: Module, args: Any) -> None:
+    def begin(self, tower: Module, args: Any) -> None:
         self._forget()
         _check_backend(tower)
         if host.recomputes(tower):
@@ -130,16 +178,16 @@ class TowerMerging:
                 'tokens\' sizes; call model.gradient_checkpointing_disable(), or pass where="tokens"'
             )
 
-    def _weigh(self, attention: Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def weigh(self, attention: Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Add the log of every token's size to the attention logits."""
         if self.sizes is None:
             return None
         return args, {**kwargs, "attention_mask": self.sizes.log().mT[:, None].to(kwargs["hidden_states"])}
 
-    def _note_keys(self, projection: Module, args: Any, output: Tensor) -> None:
+    def note_keys(self, projection: Module, args: Any, output: Tensor) -> None:
         self.keys = output.detach()
 
-    def _merge(self, index: int, norm: Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    def merge(self, index: int, norm: Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
         hidden = args[0]
         tiles, count, _ = hidden.shape
         if index == 0:
@@ -159,20 +207,20 @@ class TowerMerging:
         self.merged, self.sizes = average(hidden, self.sizes.to(hidden.device), matching)
         return (self.merged,)
 
-    def _note_mlp(self, mlp: Module, args: Any, output: Tensor) -> Tensor | None:
+    def note_mlp(self, mlp: Module, args: Any, output: Tensor) -> Tensor | None:
         if self.merged is None:
             return None
         self.mlp = output
         # The layer adds this to its tokens before merging: one that can be added to any number of them.
         return output[:, :1]
 
-    def _join(self, layer: Module, args: Any, output: Tensor) -> Tensor | None:
+    def join(self, layer: Module, args: Any, output: Tensor) -> Tensor | None:
         if self.merged is None or self.mlp is None:
             return None
         output, self.merged, self.mlp = self.merged + self.mlp, None, None
         return output
 
-    def _put_back(self, projector: Module, args: Any, output: Tensor) -> Tensor | None:
+    def put_back(self, projector: Module, args: Any, output: Tensor) -> Tensor | None:
         """Visual tokens at the places of their patches, NaN where a token was merged into another.
 
         What became NaN by itself turns to Inf, which no method takes for a visual token.
@@ -193,12 +241,19 @@ class TowerMerging:
         whole = output.new_full((len(output), patches, output.shape[-1]), torch.nan)
         return whole.scatter(1, places.expand_as(output), output)
 
+    def refuse_video(self, resampler: Module, args: Any) -> None:
+        """Frames are pooled before the projector, so that none of their tokens may be missing."""
+        raise ValueError(
+            'this call carries a video, whose frames are pooled before the projector, so that ToMe(where="vision") '
+            'cannot merge their tokens; detach the pruner for calls with videos, or pass where="tokens"'
+        )
 
-def check_merged_features(model: PreTrainedModel) -> None:
+
+def check_merged_features(method: Method, model: PreTrainedModel) -> None:
     """Raise UnsupportedModel where merged features cannot take the place of an encoder's output."""
     if layout_of(model).project is not None:
         raise UnsupportedModel(
-            f'ToMe(where="tokens") merges tokens as the LLM receives them, but {type(model).__name__} '
+            f"{type(method).__name__} merges tokens as the LLM receives them, but {type(model).__name__} "
             f"(model_type={model.config.model_type!r}) projects them after they can be replaced; use a method that "
             f"keeps tokens as they are"
         )
@@ -212,13 +267,6 @@ def _check_backend(tower: Module) -> None:
             f'"{backend}" does not take; accepted are {" and ".join(host.BACKENDS)}; call '
             f'model.set_attn_implementation({{"vision_config": "sdpa"}}), or pass where="tokens"'
         )
-
-
-def _refuse_video(resampler: Module, args: Any) -> None:
-    raise ValueError(
-        'this call carries a video, whose frames are pooled before the projector, so that ToMe(where="vision") cannot '
-        'merge their tokens; detach the pruner for calls with videos, or pass where="tokens"'
-    )
 
 
 def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .. import host
-from ..host import PIXELS, Modality
-from ..pruners.base import Positions
 from .columns import Columns, all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
 from .encoder import EncoderOutputs, encode, keep_rows, modalities
-from .layouts import Layout
 from .positions import next_position, renumber
-from .selection import BatchSelection
-from .state import CacheState
+from .selection import Prompt, choose, gather
+from .state import CacheState, Lease
 
-Select = Callable[[Modality, ModelOutput, Tensor, Tensor, Tensor], BatchSelection]
-"""(modality, encoder's output, input_ids [B, q], placeholders bool [B, q], text bool [B, q]) -> what is kept of it."""
+if TYPE_CHECKING:
+    from .run import Run
 
 
 def rewrite_call(
-    model: PreTrainedModel,
-    layout: Layout,
-    call: dict[str, Any],
-    state: CacheState | None,
-    select: Select,
-    numbering: Positions,
+    model: PreTrainedModel, run: Run | None, call: dict[str, Any], state: CacheState | None
 ) -> dict[str, Any]:
     """Rewrite a forward call that carries images or videos, or goes on with a pruned cache.
 
     Args:
         model: the model that is called.
-        layout: of its family.
+        run: by which images and videos of the call are pruned; None if it has none.
         call: all its arguments, by name.
         state: that of its cache; None if nothing in it was pruned.
-        select: prunes the images, or the videos, of the call.
-        numbering: "original" position ids have gaps where tokens were dropped, "contiguous" ones have none.
 
     Returns:
         The arguments for forward; their encoder outputs carry the state for the cache that comes out.
@@ -58,7 +46,7 @@ def rewrite_call(
     columns = read_columns(model, call, state, cached, visual=bool(carried))
     given, outputs = encode(model, call, carried)
     call = own_types(given)
-    if not carried:
+    if not carried or run is None:
         # Every decoded token comes this way.
         after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
         columns = replace(columns, positions=columns.positions - state.shift)
@@ -66,21 +54,23 @@ def rewrite_call(
 
     drop = torch.zeros_like(columns.new)
     everything = True
-    ids = call["input_ids"]
-    shown = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
-    text = columns.new & ~(shown["image"] | shown["video"])
+    prompt = Prompt.of(model, call["input_ids"], columns.new)
     for modality in carried:
-        placeholders = shown[modality]
-        batch = select(modality, outputs[modality], ids, placeholders, text)
+        gathered = gather(run.selector, run.layout, model, modality, outputs[modality], prompt)
+        batch = choose(run.selector, gathered)
+        outputs.chosen[modality] = batch
         everything = everything and batch.everything
         if not batch.everything:
-            outputs[modality] = keep_rows(outputs[modality], layout.output, batch.order, batch.kept, batch.merged)
-            drop = drop | torch.zeros_like(drop).masked_scatter(placeholders, ~batch.kept.to(drop.device))
+            outputs[modality] = keep_rows(outputs[modality], run.layout.output, batch.order, batch.kept, batch.merged)
+            gone = ~batch.kept.to(drop.device)
+            drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
+    outputs.run = run
+    run.report(outputs.chosen)
     if everything and untouched:
         return {**given, host.ENCODED: outputs}
 
     start = state.start(cached)
-    positions = renumber(columns.positions, drop, state.shift, numbering)
+    positions = renumber(columns.positions, drop, state.shift, run.selector.positions)
     after = next_position(columns.positions, columns.new, otherwise=start)
     shift = after - next_position(positions, columns.new, otherwise=start - state.shift)
     columns = replace(columns, positions=positions)
@@ -92,7 +82,7 @@ def rewrite_call(
         if cached and not columns.new.all():
             _check_padding(model)
     dropped = state.dropped + length - columns.new.shape[1]
-    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift))
+    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift, Lease(run)))
 
 
 def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, state: CacheState) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import host
-from ..host import Modality
-from ..pruners.base import Pruner, Selection
+from ..host import PIXELS, Modality
+from ..pruners.base import Method, Pruner, Selection
 from ..tokens import View, VisualTokens
 from .encoder import Encoding, encoding_of, prompt_order
 from .layouts import Layout, Views
@@ -21,6 +21,41 @@ from .signals import FROM_TOWER, reader
 from .support import fields_of
 from .tiles import grouped, spans_of
 from .views import Item
+
+
+class _Everything(Pruner):
+    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
+        return Selection(torch.arange(tokens.features.shape[0], device=tokens.features.device))
+
+
+EVERYTHING = _Everything(1.0)
+"""Lets every token reach the LLM, for methods that act inside it."""
+
+
+def selector_of(method: Method) -> Pruner:
+    """What chooses the tokens that reach the LLM."""
+    return next((part for part in method.parts if isinstance(part, Pruner)), EVERYTHING)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The token ids of a call, and which of them are what.
+
+    Args:
+        ids: int64 [B, q].
+        placeholders: of each modality, bool [B, q], where its visual tokens go.
+        text: bool [B, q], where there is text.
+    """
+
+    ids: Tensor
+    placeholders: dict[Modality, Tensor]
+    text: Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor) -> Prompt:
+        """Of token ids int64 [B, q], of which those that are bool [B, q] are no padding."""
+        shown = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
+        return cls(ids, shown, valid & ~(shown["image"] | shown["video"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,41 +84,53 @@ class BatchSelection:
     pair_cost: float = 0.0
 
 
-@torch.no_grad()
-def select_visual(
-    pruner: Pruner,
-    layout: Layout,
-    model: PreTrainedModel,
-    modality: Modality,
-    output: ModelOutput,
-    ids: Tensor,
-    placeholders: Tensor,
-    text: Tensor,
-) -> BatchSelection:
-    """Prune all images, or all videos, of a call at once.
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """The visual tokens of a call, each image once, and where it stands in the prompts.
 
     Args:
-        output: of the encoder; images that `generate()` repeated for beams are scored once.
-        ids: int64 [B, q], the prompts.
-        placeholders: bool [B, q], where the visual tokens go.
-        text: bool [B, q], where there is text.
+        tokens: as a method is given them.
+        order: of the encoder's items in the prompts, repeated for beams.
+        images: which image each group of visual tokens in the prompts is, repeated for beams.
+    """
+
+    tokens: VisualTokens
+    order: list[int]
+    images: list[int]
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """Values of the tokens, [N, ...], as they follow one another in the prompts."""
+        own = rows.split(self.tokens.sizes)
+        return torch.cat([own[image] for image in self.images])
+
+
+@torch.no_grad()
+def gather(
+    selector: Pruner, layout: Layout, model: PreTrainedModel, modality: Modality, output: ModelOutput, prompt: Prompt
+) -> Gathered:
+    """The visual tokens of all images, or all videos, of a call, as `selector` would be given them.
+
+    Args:
+        output: of the encoder; images that `generate()` repeated for beams are gathered once.
+        prompt: where they go.
 
     Raises:
-        ValueError: there are more or fewer placeholders than visual tokens; features are not finite (names the
-            image) or not laid out as the model's family does; they were made elsewhere, and the
-            method needs to know what their encoder saw.
+        ValueError: there are more or fewer placeholders than visual tokens; features are not laid out as the model's
+            family does; they were made elsewhere, and the method needs to know what their encoder saw.
+        UnsupportedModel: the output lacks a field that gprune relies on.
     """
     host.check_encoded(output, modality, fields_of(model, layout))
+    placeholders = prompt.placeholders[modality]
     order = prompt_order(output, layout.output, placeholders)
     encoding = encoding_of(output)
-    _check_beside(pruner, model, modality, encoding)
+    _check_beside(selector, model, modality, encoding)
     items = _items(layout, model, modality, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
-    tiled, asks = layout.joins is not None and modality == "image", "question" in pruner.needs
+    tiled, asks = layout.joins is not None and modality == "image", "question" in selector.needs
     # Where the items stand is only read off the device for those who must know.
     spans = spans_of(placeholders, sizes) if tiled or asks else []
-    joins = layout.joins(ids, spans) if layout.joins is not None and tiled else [False] * len(items)
+    joins = layout.joins(prompt.ids, spans) if layout.joins is not None and tiled else [False] * len(items)
     indices = grouped(len(items), joins)
     groups = [[items[i] for i in group] for group in indices]
 
@@ -93,30 +140,36 @@ def select_visual(
     tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
     if asks:
         rows = {_key([items[i] for i in group]): spans[group[0]][0] for group in indices}
-        tokens = replace(tokens, questions=tuple(_question(model, ids, text, rows[key]) for key in images))
-    selection = pruner.select(tokens)
+        tokens = replace(tokens, questions=tuple(_question(model, prompt, rows[key]) for key in images))
+    numbers = {key: number for number, key in enumerate(images)}
+    return Gathered(tokens, order, [numbers[_key(group)] for group in groups])
+
+
+@torch.no_grad()
+def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
+    """What a method keeps of the visual tokens of a call.
+
+    Raises:
+        NonFiniteFeatures: features are NaN or Inf; names the image.
+    """
+    tokens = gathered.tokens
+    selection = selector.select(tokens)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
-    numbers = {key: number for number, key in enumerate(images)}
     merged = None
     if selection.features is not None:
         merged = tokens.features.clone()
         merged[selection.kept] = selection.features
-
-    def in_order(rows: Tensor) -> Tensor:
-        own = dict(zip(images, rows.split(tokens.sizes), strict=True))
-        return torch.cat([own[_key(group)] for group in groups])
-
     return BatchSelection(
-        order=order,
-        kept=in_order(mask),
-        merged=None if merged is None else in_order(merged),
+        order=gathered.order,
+        kept=gathered.in_order(mask),
+        merged=None if merged is None else gathered.in_order(merged),
         everything=selection.kept.shape[0] == mask.shape[0],
-        images=[numbers[_key(group)] for group in groups],
+        images=gathered.images,
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
-        ranked=tokens.per_image().views if pruner.scope == "image" else tokens.views,
+        ranked=tokens.per_image().views if selector.scope == "image" else tokens.views,
     )
 
 
@@ -177,9 +230,9 @@ def _image(group: Sequence[Item], views: Views) -> VisualTokens:
     return VisualTokens(features, joined, (features.shape[0],), beside)
 
 
-def _question(model: PreTrainedModel, ids: Tensor, text: Tensor, row: int) -> Tensor:
+def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
     """[q, d]: the LLM's input embeddings of the text of a prompt."""
-    return model.get_input_embeddings()(ids[row, text[row]])
+    return model.get_input_embeddings()(prompt.ids[row, prompt.text[row]])
 
 
 def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:

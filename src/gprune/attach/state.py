@@ -1,19 +1,47 @@
 """What a KV cache that holds a pruned prompt must remember, kept on the cache object itself.
 
-There it survives deep copies, and two sequences that are generated in turns do not mix.
+There it survives deep copies, and two sequences that are generated in turns do not mix. It also keeps on the model what
+its conversation needs, so that what was begun pruned ends pruned, even where its run is detached meanwhile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..host import capacity_of, columns_of, counter_of
 
+if TYPE_CHECKING:
+    from .run import Run
+
 ATTRIBUTE = "_gprune_state"
+
+
+class Lease:
+    """Held by calls and conversations that began under a run: while there is one, hooks stay on the model.
+
+    A deep copy of a cache has its own; one that was stored and read back has none.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        run.hooks.leases[id(self)] = None
+
+    def __del__(self) -> None:
+        self.run.hooks.release(id(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
+        return Lease(self.run)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _none, ()
+
+
+def _none() -> None:
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +72,7 @@ class CacheState:
         next_position: int64 [..., B, 1], position id that the caller gives to the token after these columns.
         shift: int64 [..., B, 1], the caller's position ids minus the LLM's after these columns: not 0 where the
             LLM's leave no gaps for dropped tokens.
+        lease: of the run under which it was filled.
         static: only for a static cache.
     """
 
@@ -51,6 +80,7 @@ class CacheState:
     dropped: int
     next_position: Tensor
     shift: Tensor
+    lease: Lease | None = None
     static: StaticDecode | None = None
 
     def start(self, cached: int) -> Tensor:

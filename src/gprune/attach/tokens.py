@@ -8,25 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import host
-from ..pruners.base import Pruner, Selection
-from ..pruners.decoder import Everything
+from ..pruners.base import Method, Pruner, Selection
 from ..tokens import VisualTokens
 from .encoder import encode
 from .report import ImageReport, report_images
 from .run import attach
-from .selection import select_visual
+from .selection import Prompt, gather
 
 
 @torch.no_grad()
-def visual_tokens(pruner: Pruner, model: Any, inputs: Mapping[str, Tensor]) -> VisualTokens:
-    """The visual tokens of the images of a call, as `pruner` would be given them.
+def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> VisualTokens:
+    """The visual tokens of the images of a call, as `method` would be given them.
 
     What they hold follows from the method's `needs` and, where it works in the vision tower, from its settings; for all
     methods that are alike in these, one call does.
 
     Args:
-        pruner: says what must be known of the tokens; it is attached while the images are encoded.
+        method: says what must be known of the tokens; it is attached while the images are encoded.
         model: of a family that can be pruned.
         inputs: of the model, as the processor makes them, with at least one image.
 
@@ -34,28 +32,17 @@ def visual_tokens(pruner: Pruner, model: Any, inputs: Mapping[str, Tensor]) -> V
         The images in the order of the prompts.
 
     Raises:
-        UnsupportedModel: the pruner does not go on this model.
-        ValueError: there is no image, or what `select_visual` raises.
+        UnsupportedModel: the method does not go on this model.
+        ValueError: there is no image, or what `gather` raises.
     """
     if inputs.get("pixel_values") is None:
         raise ValueError("the inputs have no pixel_values; accepted are inputs with an image; give the processor one")
-    given: list[VisualTokens] = []
-
-    class Given(Everything):
-        needs = pruner.before_llm.needs
-
-        def select(self, tokens: VisualTokens | Tensor) -> Selection:
-            assert isinstance(tokens, VisualTokens)
-            given.append(tokens)
-            return self._select(tokens, ())
-
-    with attach(pruner, model) as run:
+    with attach(method, model) as run:
         _, outputs = encode(run.model, dict(inputs), ["image"])
         ids = inputs["input_ids"]
-        placeholders = ids == host.placeholder(run.model.config)
-        text = inputs.get("attention_mask", torch.ones_like(ids)).bool() & ~placeholders
-        select_visual(Given(), run._layout, run.model, "image", outputs["image"], ids, placeholders, text)
-    return given[0]
+        valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        prompt = Prompt.of(run.model, ids, valid)
+        return gather(run.selector, run.layout, run.model, "image", outputs["image"], prompt).tokens
 
 
 def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:

@@ -22,7 +22,7 @@ from .encoder import encode, encoding_of, modalities
 from .support import layout_of, unwrapped
 
 if TYPE_CHECKING:
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 STEPS = 3
 """Tokens that are decoded for a check."""
@@ -157,7 +157,7 @@ def _finite(output: Any) -> Any:
     return output
 
 
-Way = tuple["Pruner | None", bool]
+Way = tuple["Method | None", bool]
 """(what prunes, whether with a KV cache)."""
 
 
@@ -169,7 +169,7 @@ def _change(model: PreTrainedModel, call: dict[str, Any], one: Way, other: Way) 
 
 
 def _decode(
-    model: Any, call: dict[str, Any], pruner: Pruner | None, cached: bool, tokens: Tensor | None = None
+    model: Any, call: dict[str, Any], pruner: Method | None, cached: bool, tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Tokens int64 [B, STEPS], greedy or as they are given, and the logits of each, float32 [B, STEPS, vocabulary]."""
     length = call["input_ids"].shape[1]

@@ -28,7 +28,7 @@ class InProcess:
     Args:
         model: hub id, folder, or "embedded".
         method: as `gprune.named.parse_pruner` reads it.
-        keep: see `Pruner`.
+        keep: see `Method`.
         max_new_tokens: of an answer.
     """
 

@@ -25,7 +25,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..cost import Cost
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 
 def ask(
@@ -43,7 +43,7 @@ def ask(
 
     Example: `gprune ask photo.jpg "what color is the star?" --keep 0.3 --compare --picture kept.png`
     """
-    runs: list[tuple[str, Pruner | None]] = [("none", None)] if compare else []
+    runs: list[tuple[str, Method | None]] = [("none", None)] if compare else []
     runs += read_pruners(method, keep)
     if not question.strip():
         raise WrongInput("the question is empty; accepted is any text; write it after the pictures, in quotes")
@@ -95,7 +95,7 @@ def ask(
         print_table(columns, [_cells(row) for row in rows], caption)
 
 
-def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Pruner | None) -> Cost:
+def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Method | None) -> Cost:
     from ..cost import cost, countable, measure
     from ..host import placeholder
 

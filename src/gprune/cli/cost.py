@@ -10,7 +10,7 @@ from .models import read_config
 from .options import AsJson, Keeps, Methods, checking_input, print_json, print_table, read_list, read_pruners, read_size
 
 if TYPE_CHECKING:
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 
 def cost(
@@ -33,7 +33,7 @@ def cost(
 
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
-    runs: list[tuple[str, Pruner | None]] = [("none", None), *read_pruners(method, keep)]
+    runs: list[tuple[str, Method | None]] = [("none", None), *read_pruners(method, keep)]
     sizes = read_list(image_size, "image-size", read_size)
     from ..architectures import ARCHITECTURES
     from ..cost import cost as count

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .options import AsJson, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 
 def methods(as_json: AsJson = False) -> None:
@@ -37,7 +37,7 @@ def methods(as_json: AsJson = False) -> None:
         print_table(columns, [_cells(row) for row in rows], caption)
 
 
-def acts(method: type[Pruner]) -> str:
+def acts(method: type[Method]) -> str:
     """Where a method drops tokens: "before the LLM", "in the tower" or "in the LLM"."""
     from ..pruners import DecoderPruner, ToMe
 
@@ -46,7 +46,7 @@ def acts(method: type[Pruner]) -> str:
     return "in the tower" if issubclass(method, ToMe) else "before the LLM"
 
 
-def _source(method: type[Pruner]) -> str | None:
+def _source(method: type[Method]) -> str | None:
     found = re.search(r"arXiv (\d{4}\.\d{5})", method.__doc__ or "")
     return found and found[1]
 

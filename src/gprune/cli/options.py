@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def read_list(text: str, name: str, read: Callable[[str], T]) -> list[T]:
         raise WrongInput(f"--{name} {text}: {error}; give values separated by commas") from error
 
 
-def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list[tuple[str, Pruner]]:
+def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list[tuple[str, Method]]:
     """Every method at every budget, each with its name as it was given: `name` or `name:setting=value:...`.
 
     Args:
@@ -103,9 +103,9 @@ def output_files(output: Path) -> list[Path]:
     return files
 
 
-def possible(model: Any, runs: list[tuple[str, Pruner | None]]) -> tuple[list[tuple[str, Pruner | None]], list[str]]:
+def possible(model: Any, runs: list[tuple[str, Method | None]]) -> tuple[list[tuple[str, Method | None]], list[str]]:
     """The runs that this model allows, and of the others why not; an error if there are none."""
-    found: list[tuple[str, Pruner | None]] = []
+    found: list[tuple[str, Method | None]] = []
     reasons = []
     for name, pruner in runs:
         try:

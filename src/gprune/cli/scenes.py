@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 
 def scenes(
@@ -52,7 +52,7 @@ def scenes(
         return _write_sample(sample, output, as_json)
     from ..named import seeded
 
-    runs: list[tuple[str, Pruner | None]] = [("none", None)]
+    runs: list[tuple[str, Method | None]] = [("none", None)]
     for name, given in read_pruners(method, keep, masks_known=True):
         runs += [(name, each) for each in seeded(given, seeds)]
     files = [] if output is None else output_files(output)

@@ -23,7 +23,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..attach import ImageReport
-    from ..pruners import Pruner
+    from ..pruners import Method
 
 
 def show(
@@ -67,7 +67,7 @@ def show(
         print(f"wrote {output}", file=sys.stderr)
 
 
-def _report(model: Any, inputs: Any, pruner: Pruner) -> ImageReport:
+def _report(model: Any, inputs: Any, pruner: Method) -> ImageReport:
     import torch
 
     with torch.no_grad(), pruner.attach(model) as run:
@@ -75,7 +75,7 @@ def _report(model: Any, inputs: Any, pruner: Pruner) -> ImageReport:
     return run.images[0]
 
 
-def _row(name: str, pruner: Pruner, report: ImageReport) -> dict[str, Any]:
+def _row(name: str, pruner: Method, report: ImageReport) -> dict[str, Any]:
     return {
         "method": name,
         "keep": pruner.keep,

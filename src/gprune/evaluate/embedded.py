@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from ..models import EMBEDDED, load
 from ..named import parse_pruner
-from ..pruners import Pruner
+from ..pruners import Method
 from ..scenes.benchmark import Example, Outcome, evaluate, examples, flops
 from ..scenes.vocabulary import CATEGORIES
 from .cells import BASELINE, Cell, Key, versions
@@ -65,12 +64,12 @@ class Embedded:
         )
 
 
-def pruner_of(key: Key) -> Pruner | None:
+def pruner_of(key: Key) -> Method | None:
     """The method of a cell; None is the unpruned model. A method that needs a mask gets it with the picture."""
     if key.method == BASELINE:
         return None
     pruner = parse_pruner(key.method, key.keep, masks_known=True)
-    return pruner if key.seed is None else replace(pruner, seed=key.seed)  # type: ignore[call-arg]
+    return pruner if key.seed is None else pruner.with_seed(key.seed)
 
 
 def _scores(outcomes: list[Outcome]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from ..images import open_image, to_rgb
 from ..models import load
 from ..named import parse_keep, parse_pruner
 from ..prompt import Chat
-from ..pruners import Pruner
+from ..pruners import Method
 from ..tokens import Keep
 from .answers import Answer, answer, describe, flops, prepare
 from .cells import BASELINE, versions
@@ -226,7 +226,7 @@ _ONLY_TEXT = (
 )
 
 
-def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Pruner | None:
+def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Method | None:
     """A method as tasks are run with it; None for the unpruned model.
 
     Raises:
@@ -239,7 +239,7 @@ def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Prune
         return pruner
     if not hasattr(pruner, "seed"):
         raise ValueError(f"seed={seed}: method {method!r} draws nothing at random; leave the seed out")
-    return replace(pruner, seed=seed)  # type: ignore[call-arg]
+    return pruner.with_seed(seed)
 
 
 def _read_batch_size(given: int | str) -> int:

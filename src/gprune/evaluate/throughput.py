@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..cost import Cost, cost, countable, measure
-from ..pruners import Pruner
+from ..pruners import Method
 from ..tokens import Keep
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Speed:
 def measure_speed(
     model: Any,
     prompts: Callable[[Setting], Prompts],
-    runs: Sequence[tuple[str, Pruner | None]],
+    runs: Sequence[tuple[str, Method | None]],
     settings: Sequence[Setting],
     repeats: int,
     *,
@@ -175,7 +175,7 @@ class _Watch(LogitsProcessor):
 
 
 @torch.no_grad()
-def _lap(model: Any, inputs: Prompts, pruner: Pruner | None, new_tokens: int) -> Lap:
+def _lap(model: Any, inputs: Prompts, pruner: Method | None, new_tokens: int) -> Lap:
     watch, on_gpu = _Watch(model.device), model.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(model.device)
@@ -198,7 +198,7 @@ def _lap(model: Any, inputs: Prompts, pruner: Pruner | None, new_tokens: int) ->
     return Lap(*watch.seconds(), torch.cuda.max_memory_allocated(model.device) if on_gpu else None)
 
 
-def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, pruner: Pruner | None) -> Cost:
+def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, pruner: Method | None) -> Cost:
     """Counted from the config where that can be done, else while the model answers."""
     if countable(model.config, pruner):
         return cost(model, [setting.image_size], setting.text_tokens, 1.0 if pruner is None else pruner)

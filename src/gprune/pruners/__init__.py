@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .base import NonFiniteFeatures, Pruner, ScorePruner, Selection, SetPruner
+from ..errors import NonFiniteFeatures
+from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
 from .cdpruner import CDPruner
 from .chain import Chain
@@ -23,7 +24,7 @@ from .visionzip import VisionZip
 from .vtw import VTW
 from .zerotprune import ZeroTPrune
 
-PRUNERS: dict[str, type[Pruner]] = {
+PRUNERS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         GPrune,
@@ -48,7 +49,7 @@ PRUNERS: dict[str, type[Pruner]] = {
 }
 
 
-def get_pruner(name: str) -> type[Pruner]:
+def get_pruner(name: str) -> type[Method]:
     """The class of the method with this command-line name.
 
     Raises:
@@ -76,6 +77,7 @@ __all__ = [
     "GraphCover",
     "InsideTokens",
     "L2Norm",
+    "Method",
     "NonFiniteFeatures",
     "Pruner",
     "PyramidDrop",
@@ -85,6 +87,7 @@ __all__ = [
     "SetPruner",
     "ToMe",
     "Uniform",
+    "Unpruned",
     "VisionZip",
     "ZeroTPrune",
     "get_pruner",

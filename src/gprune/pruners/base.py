@@ -1,4 +1,4 @@
-"""What every method that prunes before the LLM shares: budget, checks, and how it goes onto a model."""
+"""What every method shares, and what those share that prune before the LLM: budget, checks, the way onto a model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
+from ..errors import NonFiniteFeatures
 from ..kernels.ragged import top_per_view
 from ..tokens import Keep, View, VisualTokens, check_keep, kept_count
 
@@ -22,10 +22,6 @@ Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
 Need = Literal["attention", "keys", "question", "place"]
 """Attention that a token receives in the vision tower, its key there, the question about its image, where it lies."""
-
-
-class NonFiniteFeatures(ValueError):
-    """The features of an image contain NaN or Inf, so no ranking of its tokens means anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +45,77 @@ class Selection:
     features: Tensor | None = None
 
 
+Acts = Literal["nowhere", "before the LLM", "in the tower", "in the LLM"]
+"""Where a method drops visual tokens."""
+
+
+class Method(ABC):
+    """A method with its settings; called on a model it attaches: `with GPrune(keep=0.3)(model) as run: ...`."""
+
+    keep: Keep
+    """The budget: a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image."""
+
+    name: ClassVar[str]
+    """Name on the command line and in tables: the class's own in lower case."""
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What the method must know beside the features of the tokens."""
+
+    merges: bool = False
+    """Whether it puts merged features in the place of tokens."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
+    @property
+    @abstractmethod
+    def acts(self) -> Acts:
+        """Where it drops visual tokens."""
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that it is made of, in the order in which they act: itself, if it is one."""
+        return (self,)
+
+    def attach(self, model: Any) -> Run:
+        """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.
+
+        Raises:
+            UnsupportedModel: the model is not of a family that gprune can prune; names those it can.
+        """
+        from ..attach import attach
+
+        return attach(self, model)
+
+    def __call__(self, model: Any) -> Run:
+        return self.attach(model)
+
+    def with_seed(self, seed: int) -> Self:
+        """The method drawing with another seed; one that does not draw is what it was."""
+        return self
+
+
 @dataclass
-class Pruner(ABC):
-    """A method with its settings; called on a model it attaches: `with GPrune(keep=0.3)(model) as run: ...`.
+class Unpruned(Method):
+    """No pruning: the model as it is, where a method is asked for; inside another run's block, not even that run's."""
+
+    keep: Keep = 1.0
+    name = "none"
+
+    def __post_init__(self) -> None:
+        if self.keep != 1 or not isinstance(self.keep, float):
+            raise ValueError(f"keep={self.keep!r}: the unpruned model keeps every token; accepted is 1.0; leave it out")
+
+    @property
+    def acts(self) -> Acts:
+        return "nowhere"
+
+
+@dataclass
+class Pruner(Method):
+    """A method that chooses the visual tokens that reach the LLM.
 
     Args:
         keep: float in (0, 1], the ratio of tokens kept in every view, or int >= 1, the tokens kept per image.
@@ -68,16 +132,6 @@ class Pruner(ABC):
     _: KW_ONLY
     scope: Scope = "view"
     positions: Positions = "original"
-
-    name: ClassVar[str]
-    """Name on the command line and in tables: the class's own in lower case."""
-
-    needs: ClassVar[tuple[Need, ...]] = ()
-    """What the method must know beside the features of the tokens."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.name = cls.__name__.lower()
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
@@ -107,31 +161,13 @@ class Pruner(ABC):
             tokens = tokens.per_image()
         return self._select(tokens, self._budget(tokens))
 
-    def attach(self, model: Any) -> Run:
-        """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.
-
-        Raises:
-            UnsupportedModel: the model is not of a family that gprune can prune; names those it can.
-        """
-        from ..attach import attach
-
-        return attach(self, model)
-
-    def __call__(self, model: Any) -> Run:
-        return self.attach(model)
-
     @property
-    def before_llm(self) -> Pruner:
-        """What chooses the tokens that reach the LLM: this method, unless it acts inside the LLM."""
-        return self
+    def acts(self) -> Acts:
+        return "before the LLM"
 
     def warning(self, selection: Selection) -> str | None:
         """What a user should hear about a selection that means little, or None."""
         return None
-
-    def hooks(self, run: Run) -> list[RemovableHandle]:
-        """Put further hooks on `run.model`, of a method that does more than choose tokens; removed with the run."""
-        return []
 
     @abstractmethod
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:

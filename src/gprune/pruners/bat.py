@@ -45,6 +45,7 @@ class BAT(Pruner):
     matched: float = 0.1
 
     needs: ClassVar[tuple[Need, ...]] = ("attention",)
+    merges = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
-
-from ..tokens import VisualTokens
-from .base import Pruner, Selection
+from ..tokens import Keep
+from .base import Acts, Method, Pruner
 from .decoder import DecoderPruner
 
-if TYPE_CHECKING:
-    from ..attach import Run
 
-
-@dataclass(init=False)
-class Chain(Pruner):
+@dataclass
+class Chain(Method):
     """What the first method lets reach the LLM, the second drops from inside it: `Chain(GPrune(0.5), FastV(0.4))`.
 
     The budgets multiply: the second keeps its share of what the first kept. `ImageReport.per_layer` begins with what
@@ -32,35 +24,32 @@ class Chain(Pruner):
         TypeError: a method acts elsewhere.
     """
 
-    first: Pruner = field(kw_only=True)
-    second: DecoderPruner = field(kw_only=True)
+    first: Pruner
+    second: DecoderPruner
 
-    def __init__(self, first: Pruner, second: DecoderPruner) -> None:
-        for place, method, right in (
-            ("first", first, isinstance(first, Pruner) and not isinstance(first, (DecoderPruner, Chain))),
-            ("second", second, isinstance(second, DecoderPruner)),
-        ):
-            if not right:
+    def __post_init__(self) -> None:
+        for place, kind in (("first", Pruner), ("second", DecoderPruner)):
+            if not isinstance(method := getattr(self, place), kind):
                 raise TypeError(
                     f"{place}={method!r} has no place there; accepted is first a method that acts before the LLM, then "
                     f"one that acts inside it; pass for example Chain(GPrune(keep=0.5), FastV(keep=0.4))"
                 )
-        product = first.keep * second.keep
-        keep = product if isinstance(first.keep, float) else max(1, int(product))
-        super().__init__(keep, scope=first.scope, positions=first.positions)
-        self.first, self.second = first, second
 
     @property
-    def before_llm(self) -> Pruner:
-        """The first method."""
-        return self.first
+    def keep(self) -> Keep:  # type: ignore[override]
+        """What is left of an image: the product of both budgets."""
+        product = self.first.keep * self.second.keep
+        return product if isinstance(self.first.keep, float) else max(1, int(product))
 
-    def select(self, tokens: VisualTokens | Tensor) -> Selection:
-        """Impossible, as for the second method alone: raises TypeError."""
-        return self.second.select(tokens)
+    @property
+    def acts(self) -> Acts:
+        """Where the last of them acts."""
+        return self.second.acts
 
-    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        return self.select(tokens)
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        return self.first, self.second
 
-    def hooks(self, run: Run) -> list[RemovableHandle]:
-        return [*self.first.hooks(run), *self.second.hooks(run)]
+    def with_seed(self, seed: int) -> Chain:
+        """Both methods drawing with another seed."""
+        return Chain(self.first.with_seed(seed), self.second.with_seed(seed))

@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from ..tokens import VisualTokens, kept_count
-from .base import Positions, Pruner, Scope, Selection, check_choice
-
-if TYPE_CHECKING:
-    from ..attach import Run
+from ..errors import UnfitSettings
+from ..tokens import Keep, check_keep, kept_count
+from .base import Acts, Method, check_choice
 
 Match = Literal["tokens", "flops"]
 
@@ -47,15 +43,8 @@ class InsideTokens:
         return self.states.shape[0]
 
 
-class Everything(Pruner):
-    """Keeps every token."""
-
-    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        return Selection(torch.arange(tokens.features.shape[0], device=tokens.features.device))
-
-
 @dataclass
-class DecoderPruner(Pruner):
+class DecoderPruner(Method):
     """A method that drops visual tokens between layers of the LLM.
 
     All visual tokens of an image are ranked together, those that other methods never drop (newline rows) included,
@@ -70,13 +59,13 @@ class DecoderPruner(Pruner):
         match: "tokens" keeps this share of an image's tokens on average over the layers of the LLM; "flops" spends
             as many FLOPs on them in the LLM's prefill as a method that keeps this share before the LLM
             (`ImageReport.flops_ratio`).
-        scope, positions: only "image" and "original".
 
     Raises:
         TypeError, ValueError: an argument is not one of the values above.
     """
 
-    scope: Scope = "image"
+    keep: Keep = 0.3
+    _: KW_ONLY
     match: Match = "tokens"
 
     looks: ClassVar[bool] = True
@@ -88,17 +77,7 @@ class DecoderPruner(Pruner):
                 f"keep={self.keep} is a number of tokens; accepted is a float in (0, 1], the share of visual tokens on "
                 f"average over the layers of the LLM; pass for example keep=0.5"
             )
-        super().__post_init__()
-        accepted: tuple[tuple[str, str, str], ...] = (
-            ("scope", self.scope, "image"),
-            ("positions", self.positions, "original"),
-        )
-        for name, value, only in accepted:
-            check_choice(name, value, get_args({"scope": Scope, "positions": Positions}[name]))
-            if value != only:
-                raise ValueError(
-                    f'{name}="{value}" is for methods before the LLM; inside it, {name} is "{only}"; leave it out'
-                )
+        check_keep(self.keep)
         check_choice("match", self.match, get_args(Match))
 
     @abstractmethod
@@ -110,7 +89,7 @@ class DecoderPruner(Pruner):
             share: in [0, 1]; with 1, all of it is 1.
 
         Raises:
-            ValueError: the settings of the method do not fit an LLM of so many layers.
+            UnfitSettings: the settings of the method do not fit an LLM of so many layers.
         """
 
     def choose(self, tokens: InsideTokens, k: int) -> Tensor:
@@ -126,7 +105,7 @@ class DecoderPruner(Pruner):
                 else in a layer. Only read for match="flops".
 
         Raises:
-            ValueError: `keep` cannot be reached; names the smallest that can.
+            UnfitSettings: `keep` cannot be reached; names the smallest that can.
         """
         pair_cost = pair_cost if self.match == "flops" else 0.0
         if self.keep >= ALL_BUT_ROUNDING:
@@ -134,7 +113,7 @@ class DecoderPruner(Pruner):
         wanted = cost(self.keep, pair_cost)
         least = mean_cost(self.profile(layers, 0.0), pair_cost)
         if wanted < least - 1e-9:
-            raise ValueError(
+            raise UnfitSettings(
                 f"{type(self).__name__}(keep={self.keep}) drops too late for that in an LLM of {layers} layers: the "
                 f"smallest keep is {keep_of(least, pair_cost):.4g}; pass that or more, or drop from an earlier layer"
             )
@@ -149,24 +128,8 @@ class DecoderPruner(Pruner):
         return [kept_count(tokens, share) if share > 1e-9 else 0 for share in self.schedule(layers, pair_cost)]
 
     @property
-    def before_llm(self) -> Pruner:
-        """Everything reaches the LLM."""
-        return Everything(1.0)
-
-    def select(self, tokens: VisualTokens | Tensor) -> Selection:
-        """Impossible: raises TypeError."""
-        raise TypeError(
-            f"{type(self).__name__} chooses tokens by what the LLM makes of them, so features alone say nothing; "
-            f"attach it to a model: with {type(self).__name__}(keep={self.keep})(model): model.generate(...)"
-        )
-
-    def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        return self.select(tokens)
-
-    def hooks(self, run: Run) -> list[RemovableHandle]:
-        from ..attach.decoder import DecoderRun
-
-        return DecoderRun(self, run).handles
+    def acts(self) -> Acts:
+        return "in the LLM"
 
 
 def cost(share: float, pair_cost: float) -> float:
@@ -187,9 +150,9 @@ def keep_of(wanted: float, pair_cost: float) -> float:
 
 
 def check_layer(method: str, layer: int, layers: int) -> None:
-    """Raise ValueError unless an LLM of so many layers has a layer of this index."""
+    """Raise UnfitSettings unless an LLM of so many layers has a layer of this index."""
     if layer >= layers:
-        raise ValueError(
+        raise UnfitSettings(
             f"{method}(layer={layer}) never drops a token in an LLM of {layers} layers; accepted is 1 to {layers - 1}; "
             f"the papers use 2"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class Random(ScorePruner):
             raise TypeError(f"seed={self.seed!r} is a {kind}; accepted is an int in [0, 2**63); leave it out for 0")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} is out of range; accepted is an int in [0, 2**63); leave it out for 0")
+
+    def with_seed(self, seed: int) -> Random:
+        return replace(self, seed=seed)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """A random order of each image's tokens: float32 [N]."""

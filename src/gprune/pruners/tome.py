@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
-from torch.utils.hooks import RemovableHandle
 
+from ..errors import UnfitSettings
 from ..tokens import VisualTokens
-from .base import Pruner, Selection, check_choice
-
-if TYPE_CHECKING:
-    from ..attach import Run
+from .base import Acts, Pruner, Selection, check_choice
 
 Where = Literal["vision", "tokens"]
 
@@ -80,21 +77,15 @@ class ToMe(Pruner):
         features = tokens.features.masked_fill(gone[:, None], 0)
         return super().select(replace(tokens, features=features, beside={**tokens.beside, "gone": gone}))
 
-    def hooks(self, run: Run) -> list[RemovableHandle]:
-        """With where="vision", what merges in the tower of `run.model`.
+    @property
+    def acts(self) -> Acts:
+        """In the tower, or with where="tokens" before the LLM."""
+        return "in the tower" if self.where == "vision" else "before the LLM"
 
-        Raises:
-            UnsupportedModel: the family's tower or projector needs all tokens, or with where="tokens" its LLM gets
-                others than the encoder's.
-            ValueError: fewer tokens than `keep` leaves cannot be reached in that many layers, or `keep` is a number
-                of tokens and the model cuts an image into tiles.
-        """
-        from ..attach.merging import check_merged_features, merge_in_tower
-
-        if self.where == "tokens":
-            check_merged_features(run.model)
-            return []
-        return merge_in_tower(run.model, self.keep)
+    @property
+    def merges(self) -> bool:  # type: ignore[override]
+        """Whether the LLM gets averages in the place of what the encoder made."""
+        return self.where == "tokens"
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         return _merged_before(tokens, counts) if self.where == "vision" else _merge(tokens, counts)
@@ -168,10 +159,10 @@ def schedule(n: int, k: int, layers: int) -> list[int]:
     Every layer merges as many, give or take one, unless the last ones would have to merge more than half.
 
     Raises:
-        ValueError: k cannot be reached by halving n in that many layers.
+        UnfitSettings: k cannot be reached by halving n in that many layers.
     """
     if n > k << layers:
-        raise ValueError(
+        raise UnfitSettings(
             f"{k} of {n} tokens cannot be left after {layers} layers that merge at most half each; accepted is a keep "
             f'that leaves {-(-n >> layers)} or more; pass a larger one, or where="tokens"'
         )

@@ -33,6 +33,7 @@ class VisionZip(Pruner):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("attention", "keys")
+    merges = True
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         attention, keys = tokens.beside["attention"], tokens.beside["keys"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import UnfitSettings
 from .decoder import DecoderPruner, cost, keep_of
 
 
@@ -32,7 +33,7 @@ class VTW(DecoderPruner):
         profile = self.profile(layers, cost(float(self.keep), pair_cost) / cost(1, pair_cost))
         if not any(profile):
             least = keep_of(0.5 / layers * cost(1, pair_cost), pair_cost)
-            raise ValueError(
+            raise UnfitSettings(
                 f"VTW(keep={self.keep}) would show an LLM of {layers} layers no visual token at all; the smallest keep "
                 f"is one layer, just above {least:.4g}; pass more, for example keep=0.5"
             )

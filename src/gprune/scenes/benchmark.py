@@ -16,7 +16,7 @@ from PIL import Image
 from .. import host
 from ..cost import measure
 from ..prompt import build_inputs
-from ..pruners import Foreground, Pruner
+from ..pruners import Foreground, Method
 from .questions import Question, question_of
 from .scene import Kind, Split, foreground, make_scene, render, rng_of
 from .vocabulary import CATEGORIES
@@ -77,7 +77,7 @@ def evaluate(
     model: Any,
     processor: Any,
     tests: Sequence[Example],
-    pruner: Pruner | None = None,
+    pruner: Method | None = None,
     *,
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
@@ -119,7 +119,7 @@ def evaluate(
     return [outcomes[example.index] for example in tests]
 
 
-def flops(model: Any, processor: Any, tests: Sequence[Example], pruner: Pruner | None = None) -> float:
+def flops(model: Any, processor: Any, tests: Sequence[Example], pruner: Method | None = None) -> float:
     """Floating-point operations per picture up to the first token of its answer: the mean over one batch of `tests`."""
     batch = next(_batches(tests, size=8))
     return measure(model, _inputs(model, processor, batch), _masked(pruner, batch)).total / len(batch)
@@ -160,7 +160,7 @@ def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
     return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
 
 
-def _masked(pruner: Pruner | None, batch: Sequence[Example]) -> Pruner | None:
+def _masked(pruner: Method | None, batch: Sequence[Example]) -> Method | None:
     """A method that goes by the foreground of the pictures, with that of these pictures."""
     if isinstance(pruner, Foreground):
         return replace(pruner, mask=[torch.from_numpy(example.foreground) for example in batch])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..named import parse_pruner
-from ..pruners import PRUNERS, GPrune, Pruner, ScorePruner, SetPruner, get_pruner
+from ..pruners import PRUNERS, GPrune, Method, Pruner, ScorePruner, SetPruner, get_pruner
 from ..tokens import Keep, check_keep
 
 METHOD, KEEP = "gprune_method", "gprune_keep"
@@ -34,7 +34,9 @@ def served_pruner(method: str, keep: Keep) -> Pruner:
             f"method {method!r} cannot be served by vLLM: it needs more than the features of the visual tokens; "
             f"accepted are {', '.join(names)}"
         )
-    return parse_pruner(method, keep)
+    pruner = parse_pruner(method, keep)
+    assert isinstance(pruner, Pruner)
+    return pruner
 
 
 def pruner_of(config: Any, keep: Keep) -> Pruner:
@@ -78,5 +80,5 @@ def unpacked(keep: Tensor) -> Keep:
     return int(count) or ratio
 
 
-def _by_features_alone(method: type[Pruner]) -> bool:
+def _by_features_alone(method: type[Method]) -> bool:
     return issubclass(method, (ScorePruner, SetPruner)) and not method.needs

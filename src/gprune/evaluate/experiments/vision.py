@@ -17,7 +17,7 @@ from ...draw import centre_crop, draw, tiles_of
 from ...images import open_image
 from ...named import parse_pruner
 from ...prompt import build_inputs
-from ...pruners import Foreground, GPrune, L2Norm, Pruner
+from ...pruners import Foreground, GPrune, L2Norm, Method
 from ...pruners.masked import coverage
 from ...scenes.benchmark import examples
 from ...tokens import Keep
@@ -162,7 +162,7 @@ class Vision:
         return {"whole image": norms, "foreground": norms[mask], "background": norms[~mask]}
 
     @torch.no_grad()
-    def _report(self, asked: Asked, pruner: Pruner) -> ImageReport:
+    def _report(self, asked: Asked, pruner: Method) -> ImageReport:
         with pruner.attach(self.model) as run:
             self.model(**self._inputs(asked), use_cache=False, logits_to_keep=1)
         return run.images[0]

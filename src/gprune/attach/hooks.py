@@ -1,0 +1,318 @@
+"""What is on a model while something of it is pruned: one set of hooks for all runs, threads and conversations.
+
+A run belongs to the thread, or the asyncio task, that attached it; what belongs to one call travels with the call, and
+what belongs to a conversation lies on its cache. So hooks hold nothing, and stay on for as long as they are needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel
+
+from .. import host
+from ..errors import AmbiguousRun, UnsupportedModel
+from ..host import PIXELS
+from .decoder import LayerHooks
+from .encoder import EncoderOutputs, RecordingEncoder, encoding_of, modalities
+from .merging import put_on_tower
+from .rewrite import rewrite_call
+from .state import CacheState, read_state, write_state
+from .verification import verify_untested
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_LOCK = Lock()
+"""Held while hooks come and go, on whatever model."""
+
+_OWN: ContextVar[tuple[weakref.ref[Run], ...]] = ContextVar("gprune_runs", default=())
+"""The runs that this thread or task attached, the last one last."""
+
+_PREFILL: ContextVar[tuple[weakref.ref[Hooks], int] | None] = ContextVar("gprune_prefill", default=None)
+"""Where the last call of this thread pruned a prompt, and to how many columns."""
+
+
+class Hooks:
+    """The hooks of one model.
+
+    They are put on with the first run, and taken off when all runs are detached and no pruned cache is left that could
+    be continued.
+
+    Args:
+        model: without what PEFT wraps around it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.runs: list[Run] = []
+        self.leases: dict[int, None] = {}
+        self._arguments = host.forward_arguments(model)
+        self.stock_masks = host.mask_maker(model)
+        self._placed: dict[str, Callable[[], None]] = {}
+        self._late = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model goes on with the copied runs; conversations are those of the original."""
+        return {**vars(self), "leases": {}}
+
+    # --- On and off ---
+
+    def add(self, run: Run) -> None:
+        """Have a run in force: in its own thread or task, and in those that have none."""
+        self.runs.append(run)
+        _OWN.set((*(ref for ref in _OWN.get() if _live(ref)), weakref.ref(run)))
+
+    def settle(self) -> None:
+        """Put on what is needed now, and take off what is not."""
+        wanted = {group for run in self.runs for group in run.groups}
+        if self.leases:
+            wanted |= self._placed.keys()
+        for group in self._placed.keys() - wanted:
+            self._placed.pop(group)()
+        for group in sorted(wanted - self._placed.keys(), key=list(_GROUPS).index):
+            self._placed[group] = _GROUPS[group](self)
+
+    def release(self, lease: int) -> None:
+        """A call or a conversation is over. May be called from anywhere, by the garbage collector too."""
+        self.leases.pop(lease, None)
+        self._late = True
+        while self._late and _LOCK.acquire(blocking=False):  # who holds it looks again when done
+            try:
+                self._late = False
+                if not self.leases:
+                    self.settle()
+            finally:
+                _LOCK.release()
+
+    # --- Who is in force ---
+
+    def in_force(self, otherwise: Run | None = None) -> Run | None:
+        """The run by which a call of this thread is pruned; None if by none.
+
+        Args:
+            otherwise: by which the call, or what it goes on with, began; where this thread has no run of its own.
+
+        Raises:
+            AmbiguousRun: other threads attached several, and this one none.
+        """
+        run = own_run(self.model) or otherwise
+        if run is None and (runs := list(self.runs)):
+            run = runs[-1]
+            chain = list(run.chain())
+            if any(other not in chain for other in runs):
+                raise AmbiguousRun(
+                    f"this thread calls a {type(self.model).__name__} on which {len(runs)} runs are attached by other "
+                    f"threads, and has none of its own: which is meant cannot be told; attach in the thread or task "
+                    f"that calls, gprune.Unpruned() for none"
+                )
+        return None if run is None or run.method.acts == "nowhere" else run
+
+    # --- What the hooks do ---
+
+    def before(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        """From the call that was made to the call that reaches the LLM."""
+        call = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        host.check_arguments(call)
+        state, carried = read_state(host.cache_of(call)), modalities(call)
+        if not carried:
+            if state is None:
+                self._check_continuation(call)
+                return None
+            ids = call.get("input_ids")
+            if state.static is not None and ids is not None and ids.shape[1] == 1:
+                return (), {**call, **state.static.arguments(host.cache_of(call))}
+        return self._prune(call, state)
+
+    @torch.compiler.disable
+    def _prune(self, call: dict[str, Any], state: CacheState | None) -> tuple[tuple[()], dict[str, Any]] | None:
+        carried = modalities(call)
+        run = None
+        if carried:
+            run = self.in_force(_encoded_by(call) or (state.lease.run if state and state.lease else None))
+            if run is None and state is None:
+                return None
+            if run is None:
+                raise ValueError(
+                    "images are added to a cache whose prompt was pruned, but no pruner is in force; attach one, or "
+                    "prefill again without it"
+                )
+            if "video" in carried and run.layout.video is None:
+                raise ValueError(
+                    f"this call carries a video, whose tokens would be left unpruned; of "
+                    f"{self.model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
+                )
+        if call.get("input_ids") is None:
+            without_ids(needed=True)
+        if carried and state is None and host.columns_of(host.cache_of(call)) == 0:
+            verify_untested(self.model, call)
+        return (), rewrite_call(self.model, run, call, state)
+
+    def after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Leave on the cache what its conversation must remember."""
+        outputs = kwargs.get(host.ENCODED)
+        if isinstance(outputs, EncoderOutputs) and outputs.state is not None:
+            self._remember(outputs, outputs.state, host.cache_of(kwargs) or host.cache_in(output))
+
+    @torch.compiler.disable
+    def _remember(self, outputs: EncoderOutputs, state: CacheState, cache: Any) -> None:
+        if cache is not None:
+            write_state(cache, state)
+        if outputs:
+            _PREFILL.set((weakref.ref(self), state.mask.shape[1]))
+
+    def masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
+        """Leave the mask of pruned columns 2-D, where `generate()` prepares a 4-D one for a static cache."""
+        pruned = read_state(host.cache_of(others)) is not None
+        if pruned or (host.first_step(others) and self.in_force() is not None):
+            return attention_mask
+        return self.stock_masks(attention_mask=attention_mask, **others)
+
+    def _check_continuation(self, call: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # what is compiled has a state
+            return
+        prefill = _PREFILL.get()
+        _PREFILL.set(None)
+        if prefill is not None and prefill[0]() is self:
+            check_continuation(call, prefill[1])
+        if call.get("input_ids") is None and self.in_force() is not None:
+            without_ids(needed=False)
+
+
+def own_run(model: PreTrainedModel) -> Run | None:
+    """The run that this thread or task attached to a model last, of those that are still attached."""
+    runs = (run for ref in reversed(_OWN.get()) if (run := _live(ref)) is not None)
+    return next((run for run in runs if run.model is model), None)
+
+
+def hooks_of(model: PreTrainedModel) -> Hooks | None:
+    """The hooks that are on a model; None if there are none."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Hooks)), None)
+
+
+def put_on(run: Run) -> None:
+    """Put what a run needs on its model."""
+    with _LOCK:
+        run.hooks = hooks_of(run.model) or Hooks(run.model)
+        run.hooks.add(run)
+        run.hooks.settle()
+
+
+def take_off(run: Run) -> None:
+    """Take off what nothing needs any more without this run."""
+    with _LOCK:
+        run.hooks.runs.remove(run)
+        run.hooks.settle()
+
+
+def check_continuation(call: Mapping[str, Any], columns: int) -> None:
+    """Raise UnsupportedModel if a call goes on with what was just pruned, but not with its cache.
+
+    That is a single token beside as many cached columns as were just filled, or beside a mask or position that says
+    that more came before it than its cache holds.
+
+    Args:
+        call: one without images, whose cache has no state.
+        columns: of the cache that the pruned call before it filled.
+    """
+    ids, mask, positions = (call.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    if ids is None or ids.shape[1] != 1 or call.get("use_cache") is False:
+        return
+    cache = host.cache_of(call)
+    cached = host.columns_of(cache)
+    before = 0
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        before = mask.shape[1] - 1
+    elif isinstance(positions, Tensor):
+        before = int(positions.max())
+    if cached == columns or before > cached or (cache is None and mask is None and positions is None):
+        held = "no KV cache" if cache is None else f"a KV cache of {cached} columns that gprune did not see filled"
+        raise UnsupportedModel(
+            f"the call before this one pruned a prompt, and this one goes on with one token and {held}, so that "
+            f"it would be answered wrong; accepted is the cache that the pruned call returned, or a copy.deepcopy of "
+            f"it, under {' or '.join(host.CACHES)} in transformers {host.installed()}; pass that, or use_cache=False "
+            f"for a prompt of its own"
+        )
+
+
+def without_ids(needed: bool) -> None:
+    """Raise ValueError, or warn, that a call comes without the token ids that tell where its images are."""
+    message = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
+    if needed:
+        raise ValueError(f"{message}; images cannot be pruned so, nor a pruned cache continued; pass input_ids")
+    warnings.warn(f"{message}; nothing is pruned in this call; pass input_ids and pixel_values", stacklevel=2)
+
+
+def _live(ref: weakref.ref[Run]) -> Run | None:
+    run = ref()
+    return run if run is not None and run.attached else None
+
+
+def _encoded_by(call: dict[str, Any]) -> Run | None:
+    """The run in whose tower tokens of the call's images were merged, which no other can prune."""
+    leases = (encoding_of(output).lease for output in (call.get(host.ENCODED) or {}).values())
+    return next((lease.run for lease in leases if lease is not None), None)
+
+
+def _replace(module: Module, values: dict[str, Any]) -> Callable[[], None]:
+    """Set attributes of this module alone; returns what puts back what was there."""
+    own = vars(module)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    return partial(_put_back, module, list(values), before)
+
+
+def _put_back(module: Module, names: list[str], before: dict[str, Any]) -> None:
+    for name in names:
+        del vars(module)[name]
+    vars(module).update(before)
+
+
+def _on_model(hooks: Hooks) -> Callable[[], None]:
+    model, base = hooks.model, hooks.model.base_model
+    encoders = {
+        host.encoder_name(modality): RecordingEncoder(encoder, hooks, modality)
+        for modality in PIXELS
+        if (encoder := host.encoder_of(model, modality)) is not None
+    }
+    undo = [_replace(model, {host.MASK_MAKER: hooks.masks}), _replace(base, encoders)]
+    handles = [
+        model.register_forward_pre_hook(hooks.before, with_kwargs=True),
+        model.register_forward_hook(hooks.after, with_kwargs=True),
+    ]
+    return partial(_undo, [*undo, *(handle.remove for handle in handles)])
+
+
+def _on_layers(hooks: Hooks) -> Callable[[], None]:
+    layers = LayerHooks(hooks.model)
+    undo = [_replace(attention, values) for attention, values in layers.looks()]
+    return partial(_undo, [*undo, *(handle.remove for handle in layers.put_on())])
+
+
+def _on_tower(hooks: Hooks) -> Callable[[], None]:
+    return partial(_undo, [handle.remove for handle in put_on_tower(hooks.model)])
+
+
+def _undo(steps: list[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
+
+
+_GROUPS: dict[str, Callable[[Hooks], Callable[[], None]]] = {
+    "model": _on_model,
+    "layers": _on_layers,
+    "tower": _on_tower,
+}
+"""What can be put on, in this order; each returns what takes it off."""
