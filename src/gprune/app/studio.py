@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import TextIteratorStreamer
 
-from ..attach import ImageReport
+from ..attach import ImageReport, refusal
 from ..attach.tokens import reports_of, visual_tokens
 from ..cost import Cost, cost, countable, measure
 from ..draw import centre_crop, tiles_of
@@ -221,13 +221,8 @@ class Studio:
 
     def _goes_on(self, name: str) -> bool:
         kind = PRUNERS[name.split(":")[0]]
-        if "place" in kind.needs:
-            return False  # these need a mask of the picture
-        try:
-            parse_pruner(name, 1.0).attach(self.model).detach()
-        except (ValueError, TypeError):
-            return False
-        return True
+        # Those that need to know a token's place need a mask of the picture.
+        return "place" not in kind.needs and refusal(parse_pruner(name, 1.0), self.model) is None
 
     def _inputs(self, subject: Subject, question: str) -> Any:
         return build_inputs(self.model, self.processor, [([subject.picture], question)])

@@ -107,12 +107,10 @@ def _possible(harness: Harness, wanted: Sequence[Key]) -> list[Key]:
     reasons: dict[tuple[str, str], str] = {}
     possible = []
     for key in wanted:
-        pair = (key.method, str(key.keep))
-        try:
-            harness.check(key.method, key.keep)
+        if reason := harness.refusal(key):
+            reasons[key.method, str(key.keep)] = f"{key.method}: {reason}"
+        else:
             possible.append(key)
-        except (ValueError, TypeError) as error:
-            reasons[pair] = f"{key.method}: {error}"
     if reasons and all(key.method == "none" for key in possible):
         raise WrongInput(next(iter(reasons.values())))
     for reason in reasons.values() if is_first() else ():

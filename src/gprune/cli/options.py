@@ -105,15 +105,15 @@ def output_files(output: Path) -> list[Path]:
 
 def possible(model: Any, runs: list[tuple[str, Method | None]]) -> tuple[list[tuple[str, Method | None]], list[str]]:
     """The runs that this model allows, and of the others why not; an error if there are none."""
+    from ..attach import refusal
+
     found: list[tuple[str, Method | None]] = []
     reasons = []
     for name, pruner in runs:
-        try:
-            if pruner is not None:
-                pruner.attach(model).detach()
+        if pruner is not None and (reason := refusal(pruner, model)):
+            reasons.append(f"{name}: {reason}")
+        else:
             found.append((name, pruner))
-        except (ValueError, TypeError) as error:
-            reasons.append(f"{name}: {error}")
     if reasons and all(pruner is None for _, pruner in found):
         raise WrongInput(reasons[0])
     for reason in reasons:

@@ -20,7 +20,7 @@ from ..models import load
 from .cells import Cell, Key, versions
 from .cells import load as load_cell
 from .host import check_lmms_eval
-from .runs import run
+from .runs import refusal_of, run
 
 PAPER_METRICS = {"mme": "mme_perception_score", "pope": "pope_f1_score", "chartqa": "relaxed_overall"}
 """Of tasks with several metrics, the one to put first."""
@@ -59,13 +59,9 @@ class Harness:
         self.model, self.batch_size = model, batch_size
         self.log_samples, self._answered = log_samples, answered
 
-    def check(self, method: str, keep: Any) -> None:
-        """Raise ValueError or TypeError if a method cannot be put on the model at this ratio, with the reason."""
-        from .lmms import read_method
-
-        pruner = read_method(method, keep)
-        if pruner is not None:
-            pruner.attach(self._model).detach()
+    def refusal(self, key: Key) -> str | None:
+        """Why the method of a cell does not go on the model; None if it does."""
+        return refusal_of(key.method, key.keep, self._model)
 
     def measure(self, key: Key) -> Cell:
         """Run one task with one method; every process gets the cell of all documents.

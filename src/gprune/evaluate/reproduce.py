@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..models import EMBEDDED, read_config
-from ..named import parse_pruner
 from ..tokens import Keep, check_keep
-from .cells import BASELINE, Cell, Key, versions
+from .cells import Cell, Key, versions
 from .embedded import QUESTIONS, Embedded
 from .experiments import Experiment, Paper
-from .runs import keys
+from .runs import keys, refusal_of
 from .tables import MISSING, SCENES, columns_of, layout, lines, markdown
 
 if TYPE_CHECKING:
@@ -118,16 +117,9 @@ def refusals(model: str, wanted: Iterable[Key]) -> dict[str, str]:
         UnusableModel: there is no such checkpoint.
     """
     net = _skeleton(model)
-    found = {}
-    for key in wanted:
-        if key.method == BASELINE:
-            continue
-        try:
-            # Only the embedded benchmark knows the true mask of every picture.
-            parse_pruner(key.method, key.keep, masks_known=in_process(key)).attach(net).detach()
-        except (ValueError, TypeError) as error:
-            found[key.name] = f"{key.method}: {error}"
-    return found
+    # Only the embedded benchmark knows the true mask of every picture.
+    reasons = ((key, refusal_of(key.method, key.keep, net, masks_known=in_process(key))) for key in wanted)
+    return {key.name: f"{key.method}: {reason}" for key, reason in reasons if reason}
 
 
 def write_measured(

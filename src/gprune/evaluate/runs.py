@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from ..attach import refusal
 from ..named import parse_pruner, seeded
 from ..tokens import Keep
-from .cells import Cell, Key, load, save
+from .cells import BASELINE, Cell, Key, load, save
 
 
 def keys(
@@ -46,6 +48,22 @@ def keys(
             *(Key(model, task, method, keep, seed, limit) for method, keep, seed in pruned),
         )
     ]
+
+
+def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False) -> str | None:
+    """Why a method, as people write it, cannot be measured on a model or its skeleton; None if it can.
+
+    Args:
+        method, keep, masks_known: as `gprune.named.parse_pruner` reads them.
+        model: any.
+    """
+    if method == BASELINE:
+        return None
+    try:
+        pruner = parse_pruner(method, keep, masks_known=masks_known)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return refusal(pruner, model)
 
 
 def run(

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...attach import ImageReport
+from ...attach import ImageReport, refusal
 from ...draw import centre_crop, draw, tiles_of
+from ...errors import UnsupportedModel
 from ...images import open_image
 from ...named import parse_pruner
 from ...prompt import build_inputs
@@ -21,6 +22,7 @@ from ...pruners import Foreground, GPrune, L2Norm, Method
 from ...pruners.masked import coverage
 from ...scenes.benchmark import examples
 from ...tokens import Keep
+from ..runs import refusal_of
 from . import Experiment
 
 _QUESTION = "describe the picture."
@@ -132,14 +134,9 @@ class Vision:
 
     def possible(self, method: str, keeps: Sequence[Keep]) -> tuple[list[Keep], list[str]]:
         """The budgets at which a method goes on the model, and of the others why not."""
-        some, reasons = [], []
-        for keep in keeps:
-            try:
-                parse_pruner(method, keep).attach(self.model).detach()
-                some.append(keep)
-            except (ValueError, TypeError) as error:
-                reasons.append(f"{method}: {error}")
-        return some, reasons
+        reasons = [refusal_of(method, keep, self.model) for keep in keeps]
+        some = [keep for keep, reason in zip(keeps, reasons, strict=True) if reason is None]
+        return some, [f"{method}: {reason}" for reason in reasons if reason]
 
     def norms(self, pictures: Iterable[Masked]) -> dict[str, NDArray[np.float32]]:
         """L2 norms of the visual tokens of pictures: float32 [n], of all, of the foreground and of the background.
@@ -149,7 +146,8 @@ class Vision:
         Raises:
             UnsupportedModel: the views of the model do not show the whole picture.
         """
-        Foreground(0.5, mask=[[True]]).attach(self.model).detach()
+        if reason := refusal(Foreground(0.5, mask=[[True]]), self.model):
+            raise UnsupportedModel(reason)
         every, inside = [], []
         for each in pictures:
             report = self._report(Asked("", each.picture, _QUESTION), L2Norm(0.5))
