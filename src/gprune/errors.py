@@ -7,6 +7,14 @@ class GpruneError(Exception):
     """The root of all errors that gprune raises on purpose; each says what was given, what is accepted, what to do."""
 
 
+class BadValue(GpruneError, ValueError):
+    """A value that is not accepted: a setting out of its range, tensors that do not fit together."""
+
+
+class BadType(GpruneError, TypeError):
+    """A value of a type that is not accepted."""
+
+
 class UnsupportedModel(GpruneError, TypeError):
     """gprune cannot prune this model, or not with the installed version of transformers."""
 

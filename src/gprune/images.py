@@ -9,8 +9,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .errors import BadValue, GpruneError
 
-class UnreadableImage(ValueError):
+
+class UnreadableImage(GpruneError, ValueError):
     """A file is not a picture that can be opened; the message names the file and the reason."""
 
 
@@ -63,7 +65,7 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     """8-bit grey of numbers from 0 up to the least usual white that covers them; of 65535 where all are 16-bit."""
     values = np.asarray(picture, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("it has pixels that are NaN or Inf")
+        raise BadValue("it has pixels that are NaN or Inf")
     peak = values.max(initial=0)
     whites = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
     white = next((each for each in whites if peak <= each), peak)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+from .checks import Accepted, check
+from .errors import BadType, BadValue
 
 Keep = float | int
 """A ratio in (0, 1] as a float, or tokens per image as an int: `1.0` is every token, `1` is one token."""
@@ -25,7 +28,7 @@ class View:
         image: index of the image, within the `VisualTokens`, that the view belongs to.
 
     Raises:
-        ValueError: `grid` does not hold exactly the view's tokens.
+        BadValue: `grid` does not hold exactly the view's tokens.
     """
 
     rows: Tensor
@@ -34,7 +37,7 @@ class View:
 
     def __post_init__(self) -> None:
         if self.grid is not None and math.prod(self.grid) != len(self):
-            raise ValueError(
+            raise BadValue(
                 f"grid={self.grid} holds {math.prod(self.grid)} tokens but the view has {len(self)}; "
                 f"rows * columns must equal the number of tokens; pass grid=None if the layout is unknown"
             )
@@ -57,8 +60,8 @@ class VisualTokens:
         questions: floating [q, d] per image, the embeddings of the text of its prompt; empty when unknown.
 
     Raises:
-        TypeError: features are not floating point.
-        ValueError: features are not 2-D or have no width, or `sizes` does not add up to N.
+        BadType: features are not floating point.
+        BadValue: features are not 2-D or have no width, or `sizes` does not add up to N.
     """
 
     features: Tensor
@@ -70,7 +73,7 @@ class VisualTokens:
     def __post_init__(self) -> None:
         _check_features(self.features)
         if sum(self.sizes) != self.features.shape[0]:
-            raise ValueError(
+            raise BadValue(
                 f"sizes={self.sizes} adds up to {sum(self.sizes)} tokens but features has "
                 f"{self.features.shape[0]} rows; give the number of tokens of every image, fixed rows too"
             )
@@ -121,16 +124,30 @@ class VisualTokens:
         return replace(self, views=tuple(merged))
 
 
+class Budget(Accepted):
+    """A ratio of the tokens or a number of them."""
+
+    kinds = (float, int)
+
+    def __contains__(self, keep: Keep) -> bool:
+        return keep >= 1 if isinstance(keep, int) else 0 < keep <= 1
+
+    def __str__(self) -> str:
+        return "a float in (0, 1], which is a ratio, or an int >= 1, which is a number of tokens per image"
+
+    def finding(self, keep: Keep) -> str:
+        """A number may be too small, a ratio may be none."""
+        return "keeps no token" if isinstance(keep, int) else "is not a ratio"
+
+    def remedy(self, name: str, keep: Any, default: Any) -> str:
+        """A float such as 30.0 may be meant as a number."""
+        meant = isinstance(keep, float) and keep > 1 and keep.is_integer()
+        return f"pass {name}={int(keep)}" if meant else f"pass for example {name}=0.3 or {name}=128"
+
+
 def check_keep(keep: Keep) -> None:
-    """Raise TypeError or ValueError unless `keep` is a float in (0, 1] or an int of at least 1."""
-    accepted = "a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image"
-    if isinstance(keep, bool) or not isinstance(keep, (float, int)):
-        raise TypeError(f"keep={keep!r} is a {type(keep).__name__}; {accepted}; pass for example keep=0.3 or keep=128")
-    if isinstance(keep, int) and keep < 1:
-        raise ValueError(f"keep={keep} keeps no token; {accepted}; pass keep=1 or more")
-    if isinstance(keep, float) and not 0 < keep <= 1:
-        hint = f"keep={int(keep)}" if keep > 1 and keep.is_integer() else "for example keep=0.3"
-        raise ValueError(f"keep={keep} is not a ratio; {accepted}; pass {hint}")
+    """Raise BadType or BadValue unless `keep` is a float in (0, 1] or an int of at least 1."""
+    check("keep", keep, Budget())
 
 
 @overload
@@ -152,7 +169,7 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
         k of the view, or k of each view in the order given.
 
     Raises:
-        TypeError, ValueError: `keep` is neither a ratio nor a count, or a view has a negative size.
+        BadType, BadValue: `keep` is neither a ratio nor a count, or a view has a negative size.
 
     Source: the released code of arXiv 2501.02268 takes int(keep * n) per view; the 1e-6 makes 0.7 * 10 be 7.
     """
@@ -160,7 +177,7 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
     if isinstance(n, int):
         return kept_count([n], keep)[0]
     if any(size < 0 for size in n):
-        raise ValueError(f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts")
+        raise BadValue(f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts")
     if isinstance(keep, float):
         return [max(1, math.floor(size * keep + 1e-6)) if size else 0 for size in n]
     total = sum(n)
@@ -176,12 +193,12 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
 
 def _check_features(features: Tensor) -> None:
     if features.ndim != 2 or not features.shape[1]:
-        raise ValueError(
+        raise BadValue(
             f"features has shape {tuple(features.shape)}; visual tokens are a 2-D tensor [N, d], d >= 1; "
             f"for a batch of images build one VisualTokens per image and join them with VisualTokens.cat"
         )
     if not features.is_floating_point():
-        raise TypeError(
+        raise BadType(
             f"features has dtype {features.dtype}; visual tokens are floating point (after the projector); "
             f"pass features.float() if the numbers are right"
         )

@@ -31,11 +31,11 @@ from gprune.scenes.model import build_model, build_processor, build_tokenizer, e
         (("--method", "gprune:speed=3"), "gprune has the settings scope, positions, similarity"),
         (("--method", "gprune:keep=0.5"), "gprune has the settings scope"),
         (("--method", "gprune:similarity"), "write name:setting=value"),
-        (("--method", "gprune:similarity=2"), "similarity=2 is no cosine"),
+        (("--method", "gprune:similarity=2"), "similarity=2 is out of range"),
         (("--method", "gprune:iterations=two"), "iterations='two' is a str"),
         (("--method", "gprune:iterations=[1]"), "iterations=[1] is a list"),
         (("--method", "random:seed=-1"), "seed=-1 is out of range"),
-        (("--method", "uniform:scope=all"), 'scope is "view" or "image"'),
+        (("--method", "uniform:scope=all"), "scope='all' is unknown; accepted is 'view' or 'image'"),
     ],
 )
 @pytest.mark.parametrize("command", ["ask", "show", "scenes", "cost"])
@@ -64,7 +64,7 @@ def refused(result: Any, reason: str) -> None:
         (("show", "PHOTO", "-o", "nowhere/kept.png"), "the folder nowhere does not exist"),
         (("show", "PHOTO", "--iterations", "1,two"), "--iterations 1,two: invalid literal"),
         (("show", "PHOTO", "--iterations", ""), "--iterations : invalid literal"),
-        (("show", "PHOTO", "--iterations", "-1"), "iterations=-1 is negative"),
+        (("show", "PHOTO", "--iterations", "-1"), "iterations=-1 is out of range"),
         (("scenes", "-o", "nowhere/table"), "the folder nowhere does not exist"),
         (("scenes", "--sample", "3"), "add -o FOLDER"),
         (("scenes", "--sample", "3", "-o", "PHOTO"), "cannot make the folder"),

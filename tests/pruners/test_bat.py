@@ -78,13 +78,3 @@ def test_each_group_of_inattentive_tokens_has_one_that_stands_for_it():
     rows = BAT(5, clusters=0.6, matched=0).select(tokens).kept.tolist()
     assert rows[:2] == [0, 1]
     assert [(row - 2) // 3 for row in rows[2:]] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("name", ["clusters", "matched"])
-def test_shares_are_checked(name):
-    with pytest.raises(ValueError, match=f"{name}=1.5 is no share"):
-        BAT(**{name: 1.5})
-    with pytest.raises(TypeError, match=f"{name}='a' is a str"):
-        BAT(**{name: "a"})
-    with pytest.raises(TypeError, match=f"{name}=True is a bool"):
-        BAT(**{name: True})

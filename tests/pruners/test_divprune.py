@@ -140,10 +140,3 @@ def test_views_are_chosen_from_apart_and_fixed_rows_count_for_nothing():
     views = (View(torch.arange(16), (4, 4)), View(torch.arange(17, 41)))
     chosen = DivPrune(0.25).select(VisualTokens(tokens, views, (41,))).kept.tolist()
     assert chosen == [*greedy(tokens[:16], 4), 16, *(17 + i for i in greedy(tokens[17:], 6))]
-
-
-def test_autocast_changes_nothing():
-    tokens = features(60)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = kept(tokens, 20)
-    assert inside == kept(tokens, 20)

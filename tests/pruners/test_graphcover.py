@@ -182,28 +182,5 @@ def test_with_image_scope_a_view_need_not_repeat_what_another_has():
     assert GraphCover(8, scope="image").select(seen).kept.tolist() == [*range(8), 8]
 
 
-def test_autocast_changes_nothing():
-    tokens = features(60)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = kept(tokens, 20)
-    assert inside == kept(tokens, 20)
-
-
 def test_settings_on_the_command_line():
     assert read_pruners("graphcover:temperature=0.2,divprune", "0.3")[0][1] == GraphCover(0.3, temperature=0.2)
-
-
-@pytest.mark.parametrize(
-    ("temperature", "error", "message"),
-    [
-        (0, ValueError, "temperature=0; accepted is a finite number > 0; leave it out for 0.1"),
-        (-1.0, ValueError, "temperature=-1.0; accepted is a finite number > 0"),
-        (math.inf, ValueError, "temperature=inf; accepted is a finite number > 0"),
-        (math.nan, ValueError, "temperature=nan; accepted is a finite number > 0"),
-        ("0.1", TypeError, "temperature='0.1' is a str; accepted is a finite number > 0"),
-        (True, TypeError, "temperature=True is a bool; accepted is a finite number > 0"),
-    ],
-)
-def test_bad_temperatures_are_refused(temperature, error, message):
-    with pytest.raises(error, match=message):
-        GraphCover(0.3, temperature=temperature)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gprune import NonFiniteFeatures, ToMe, View, VisualTokens, kept_count
+from gprune import ToMe, View, VisualTokens, kept_count
 from gprune.pruners import Selection
 from gprune.pruners.tome import average, match, schedule
 
@@ -77,15 +77,6 @@ def test_a_view_with_no_share_of_the_budget_is_dropped():
     kept, averages = merged(tokens, 1)
     assert kept == [1]
     torch.testing.assert_close(averages, tokens.features[:3].mean(0, keepdim=True), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("keep", [1.0, 20, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_whole_budget_changes_no_bit(keep, dtype):
-    tokens = features(20).to(dtype)
-    kept, averages = merged(tokens, keep)
-    assert kept == list(range(20))
-    assert torch.equal(averages, tokens)
 
 
 def test_one_token_is_the_mean_of_all():
@@ -165,36 +156,6 @@ def test_several_views_share_a_budget_per_image():
     torch.testing.assert_close(selection.features, means, rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_keeps_what_its_images_keep_alone_and_again():
-    alone = [VisualTokens.of(features(n, seed=n)) for n in (16, 7, 16)]
-    batch = ToMe(0.4, "tokens").select(VisualTokens.cat(alone))
-    each = [ToMe(0.4, "tokens").select(tokens) for tokens in alone]
-    assert torch.equal(batch.features, torch.cat([own.features for own in each]))
-    assert batch.kept.tolist() == [
-        row + start for own, start in zip(each, (0, 16, 23), strict=True) for row in own.kept
-    ]
-    again = ToMe(0.4, "tokens").select(VisualTokens.cat(alone))
-    assert torch.equal(again.features, batch.features)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_averages_are_those_of_the_float32_values(dtype):
-    tokens = features(40).to(dtype)
-    kept, averages = merged(tokens, 10)
-    rows, means = merged(tokens.float(), 10)
-    assert kept == rows
-    assert torch.equal(averages, means.to(dtype))
-
-
-def test_autocast_changes_nothing():
-    tokens = features(40)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = merged(tokens, 10)
-    outside = merged(tokens, 10)
-    assert inside[0] == outside[0]
-    assert torch.equal(inside[1], outside[1])
-
-
 def left_by_a_tower(counts: list[int]) -> VisualTokens:
     """Images of 10 tokens of which only the last so many are left."""
     images = []
@@ -221,32 +182,6 @@ def test_features_that_no_tower_merged_are_refused(counts):
     assert len(ToMe(1.0).select(features(10)).kept) == 10
 
 
-@pytest.mark.parametrize("where", ["vision", "tokens"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_features_that_are_not_finite_name_the_image(where, bad):
-    tokens = left_by_a_tower([4, 4]) if where == "vision" else VisualTokens.cat([VisualTokens.of(features(10))] * 2)
-    tokens.features[19, 0] = bad
-    with pytest.raises(NonFiniteFeatures, match=r"image 1 \(of 2, counted from 0\): 1 of its 10"):
-        ToMe(0.4, where).select(tokens)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"where": "llm"}, ValueError, 'where=\'llm\' is unknown; where is "vision" or "tokens"'),
-        ({"scope": "image"}, ValueError, 'scope="image" with where="vision".*"view".*where="tokens"'),
-        ({"keep": 0.0}, ValueError, "keep=0.0"),
-        ({"keep": "a third"}, TypeError, "keep='a third' is a str"),
-    ],
-)
-def test_bad_arguments_are_refused_at_construction(arguments, error, message):
-    with pytest.raises(error, match=message):
-        ToMe(**arguments)
-
-
-def test_features_that_are_no_token_matrix_are_refused():
-    for where in ("vision", "tokens"):
-        with pytest.raises(ValueError, match=r"shape \(1, 4, 2\)"):
-            ToMe(0.5, where).select(torch.zeros(1, 4, 2))
-        with pytest.raises(TypeError, match=r"torch\.int64"):
-            ToMe(0.5, where).select(torch.zeros(4, 2, dtype=torch.int64))
+def test_the_tower_merges_no_tokens_of_different_views():
+    with pytest.raises(ValueError, match=r'scope="image" with where="vision".*"view".*where="tokens"'):
+        ToMe(scope="image")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gprune import View, VisualTokens
+from gprune import InsideTokens, View, VisualTokens
 
 
 def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -44,6 +44,19 @@ def view_of(tokens: VisualTokens, number: int) -> VisualTokens:
     beside = {name: values[rows] for name, values in tokens.beside.items()}
     view = View(torch.arange(len(rows)), tokens.views[number].grid)
     return VisualTokens(tokens.features[rows], (view,), (len(rows),), beside, tokens.questions)
+
+
+def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:
+    """n visual tokens of one image about three directions, and the text of its prompt, in front of a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(n, d, generator=generator) + 2 * torch.randn(3, d, generator=generator)[torch.arange(n) % 3]
+    return InsideTokens(
+        states=states,
+        attention=torch.rand(n, generator=generator),
+        key_norms=torch.rand(n, generator=generator),
+        text=torch.randn(text, d, generator=generator),
+        text_key_norms=torch.rand(text, generator=generator),
+    )
 
 
 def cosines(values: Tensor) -> np.ndarray:

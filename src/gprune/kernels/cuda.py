@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..errors import BadValue
 from .ragged import runs, upload
 
 TILE = 128
@@ -61,10 +62,10 @@ def representativeness(
         Scores, float32 [T], and degrees, int64 [T].
 
     Raises:
-        ValueError: `sizes` does not add up to T.
+        BadValue: `sizes` does not add up to T.
     """
     if sum(sizes) != features.shape[0]:
-        raise ValueError(
+        raise BadValue(
             f"sizes={list(sizes)} adds up to {sum(sizes)} tokens but features has {features.shape[0]} rows; "
             f"give the size of every view"
         )

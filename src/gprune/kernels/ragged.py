@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import BadValue
+
 
 def runs(lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Owner and position of every element of runs laid one after the other: [2, 3] gives 00111 and 01012.
@@ -39,14 +41,14 @@ def top_per_view(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) ->
         int64 [sum(counts)], ascending indices into `scores`.
 
     Raises:
-        ValueError: `sizes` does not add up to T, or `counts` does not fit `sizes`.
+        BadValue: `sizes` does not add up to T, or `counts` does not fit `sizes`.
     """
     if sum(sizes) != len(scores):
-        raise ValueError(
+        raise BadValue(
             f"sizes={list(sizes)} adds up to {sum(sizes)} but there are {len(scores)} scores; give every view's size"
         )
     if len(counts) != len(sizes) or not all(0 <= count <= size for count, size in zip(counts, sizes, strict=True)):
-        raise ValueError(
+        raise BadValue(
             f"counts={list(counts)} does not fit sizes={list(sizes)}; accepted is 0 to size tokens for each view"
         )
     length = torch.tensor(sizes, dtype=torch.int64)

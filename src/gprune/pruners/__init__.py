@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import NonFiniteFeatures
+from ..errors import BadValue, NonFiniteFeatures
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
 from .cdpruner import CDPruner
@@ -53,10 +53,10 @@ def get_pruner(name: str) -> type[Method]:
     """The class of the method with this command-line name.
 
     Raises:
-        ValueError: no method has the name; lists those there are.
+        BadValue: no method has the name; lists those there are.
     """
     if name not in PRUNERS:
-        raise ValueError(f"method {name!r} is unknown; methods are {', '.join(PRUNERS)}; pass one of these names")
+        raise BadValue(f"method {name!r} is unknown; methods are {', '.join(PRUNERS)}; pass one of these names")
     return PRUNERS[name]
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteFeatures
+from ..checks import OneOf, check_settings, setting
+from ..errors import BadValue, NonFiniteFeatures
 from ..kernels.ragged import top_per_view
-from ..tokens import Keep, View, VisualTokens, check_keep, kept_count
+from ..tokens import Budget, Keep, View, VisualTokens, kept_count
 
 if TYPE_CHECKING:
     from ..attach import Run
@@ -69,6 +70,9 @@ class Method(ABC):
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @property
     @abstractmethod
     def acts(self) -> Acts:
@@ -101,12 +105,8 @@ class Method(ABC):
 class Unpruned(Method):
     """No pruning: the model as it is, where a method is asked for; inside another run's block, not even that run's."""
 
-    keep: Keep = 1.0
+    keep: Keep = setting(1.0, OneOf((1.0,)))
     name = "none"
-
-    def __post_init__(self) -> None:
-        if self.keep != 1 or not isinstance(self.keep, float):
-            raise ValueError(f"keep={self.keep!r}: the unpruned model keeps every token; accepted is 1.0; leave it out")
 
     @property
     def acts(self) -> Acts:
@@ -125,18 +125,13 @@ class Pruner(Method):
             "contiguous" renumbers what is left.
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    keep: Keep = 0.3
+    keep: Keep = setting(0.3, Budget())
     _: KW_ONLY
-    scope: Scope = "view"
-    positions: Positions = "original"
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-        check_choice("scope", self.scope, get_args(Scope))
-        check_choice("positions", self.positions, get_args(Positions))
+    scope: Scope = setting("view", OneOf(get_args(Scope)))
+    positions: Positions = setting("original", OneOf(get_args(Positions)))
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens | Tensor) -> Selection:
@@ -150,7 +145,7 @@ class Pruner(Method):
 
         Raises:
             NonFiniteFeatures: some features are NaN or Inf; names the image.
-            TypeError, ValueError: features are not floating point or not 2-D, or the tokens come without what the
+            BadType, BadValue: features are not floating point or not 2-D, or the tokens come without what the
                 method needs beside them.
         """
         if isinstance(tokens, Tensor):
@@ -178,19 +173,19 @@ class Pruner(Method):
         for need in self.needs:
             if need == "question":
                 if len(tokens.questions) != images or not all(map(len, tokens.questions)):
-                    raise ValueError(
+                    raise BadValue(
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
             elif need == "place":
                 continue
             elif need not in tokens.beside or len(tokens.beside[need]) != count:
-                raise ValueError(
+                raise BadValue(
                     f"{name} needs the {need} of the vision tower, which features alone do not tell; give "
                     f"tokens.beside[{need!r}], a row for each of the {count} tokens, or attach {name} to a model"
                 )
             elif not tokens.beside[need][~tokens.fixed].isfinite().all():
-                raise ValueError(
+                raise BadValue(
                     f"the {need} of some tokens is NaN or Inf although their features are finite; only fixed rows may "
                     f"have none; if the vision tower runs in float16, load it in bfloat16 or float32"
                 )
@@ -231,7 +226,7 @@ class SetPruner(Pruner):
                 continue
             rows = self.choose(tokens, view, k)
             if len(rows.unique()) != k or len(rows) != k or not torch.isin(rows, view.rows).all():
-                raise ValueError(
+                raise BadValue(
                     f"{type(self).__name__}.choose returned rows {rows.tolist()} for a view of "
                     f"{len(view)} tokens; accepted are exactly k={k} distinct entries of view.rows; "
                     f"index view.rows to get them"
@@ -244,17 +239,17 @@ def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Sel
     """Keep the counts[i] tokens of tokens.views[i] with the highest scores [N]; ties go to the lower index.
 
     Raises:
-        ValueError: not one score per token, or a score is NaN or Inf.
+        BadValue: not one score per token, or a score is NaN or Inf.
     """
     mask = tokens.fixed
     if scores.shape != mask.shape:
-        raise ValueError(
+        raise BadValue(
             f"scores have shape {tuple(scores.shape)} for {len(mask)} tokens; accepted is one score per row "
             f"of tokens.features, [N]; reduce over the feature dimension"
         )
     scores = scores.float().masked_fill(mask, torch.nan)
     if not scores[~mask].isfinite().all():
-        raise ValueError(
+        raise BadValue(
             "some scores are NaN or Inf although the features are finite; accepted are finite scores; "
             "look for a division by zero, or for features too large to square in float32"
         )
@@ -263,13 +258,6 @@ def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Sel
     # The number is known, so that the device need not be asked for it.
     number = len(mask) - len(rows) + sum(counts)
     return Selection(mask.int().argsort(descending=True, stable=True)[:number], scores)
-
-
-def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
-    """Raise ValueError unless the argument called `name` is one of the `accepted` words."""
-    if value not in accepted:
-        choices = " or ".join(f'"{word}"' for word in accepted)
-        raise ValueError(f'{name}={value!r} is unknown; {name} is {choices}; leave it out for "{accepted[0]}"')
 
 
 def _check_finite(tokens: VisualTokens) -> None:

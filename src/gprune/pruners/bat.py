@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checks import Between, setting
 from ..kernels.gram import gram
 from ..tokens import VisualTokens
 from .base import Need, Pruner, Selection
@@ -38,22 +39,14 @@ class BAT(Pruner):
         matched: share of the attentive tokens that get another one merged into them, in [0, 1].
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    clusters: float = 0.25
-    matched: float = 0.1
+    clusters: float = setting(0.25, Between(0, 1))
+    matched: float = setting(0.1, Between(0, 1))
 
     needs: ClassVar[tuple[Need, ...]] = ("attention",)
     merges = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, share in (("clusters", self.clusters), ("matched", self.matched)):
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise TypeError(f"{name}={share!r} is a {type(share).__name__}; accepted is a number in [0, 1]")
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} is no share; accepted is a number in [0, 1]; leave it out")
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         attention = tokens.beside["attention"].float()

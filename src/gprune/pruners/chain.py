@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import BadType
 from ..tokens import Keep
 from .base import Acts, Method, Pruner
 from .decoder import DecoderPruner
@@ -21,7 +22,7 @@ class Chain(Method):
         second: a method that acts inside it.
 
     Raises:
-        TypeError: a method acts elsewhere.
+        BadType: a method acts elsewhere.
     """
 
     first: Pruner
@@ -30,7 +31,7 @@ class Chain(Method):
     def __post_init__(self) -> None:
         for place, kind in (("first", Pruner), ("second", DecoderPruner)):
             if not isinstance(method := getattr(self, place), kind):
-                raise TypeError(
+                raise BadType(
                     f"{place}={method!r} has no place there; accepted is first a method that acts before the LLM, then "
                     f"one that acts inside it; pass for example Chain(GPrune(keep=0.5), FastV(keep=0.4))"
                 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .decoder import DecoderPruner, InsideTokens, check_count, check_layer
+from ..checks import Count, setting
+from .decoder import DecoderPruner, InsideTokens, check_layer
 
 
 @dataclass
@@ -26,13 +27,8 @@ class DART(DecoderPruner):
         pivots: int >= 1, at most so many visual pivots, and as many of the text.
     """
 
-    layer: int = 2
-    pivots: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("layer", self.layer, 1, 2)
-        check_count("pivots", self.pivots, 1, 4)
+    layer: int = setting(2, Count(1))
+    pivots: int = setting(4, Count(1))
 
     def profile(self, layers: int, share: float) -> list[float]:
         """All tokens in the first layers, then the share."""

@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from ..checks import Accepted, OneOf, setting
 from ..errors import UnfitSettings
-from ..tokens import Keep, check_keep, kept_count
-from .base import Acts, Method, check_choice
+from ..tokens import Keep, kept_count
+from .base import Acts, Method
 
 Match = Literal["tokens", "flops"]
 
@@ -43,6 +44,22 @@ class InsideTokens:
         return self.states.shape[0]
 
 
+class Share(Accepted):
+    """A share of the tokens, on average over the layers."""
+
+    kinds = (float,)
+
+    def __contains__(self, keep: float) -> bool:
+        return 0 < keep <= 1
+
+    def __str__(self) -> str:
+        return "a float in (0, 1], the share of visual tokens on average over the layers of the LLM"
+
+    def remedy(self, name: str, keep: Any, default: Any) -> str:
+        """A number of tokens is none of the layers' average."""
+        return f"pass for example {name}=0.5"
+
+
 @dataclass
 class DecoderPruner(Method):
     """A method that drops visual tokens between layers of the LLM.
@@ -61,24 +78,15 @@ class DecoderPruner(Method):
             (`ImageReport.flops_ratio`).
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    keep: Keep = 0.3
+    keep: Keep = setting(0.3, Share())
     _: KW_ONLY
-    match: Match = "tokens"
+    match: Match = setting("tokens", OneOf(get_args(Match)))
 
     looks: ClassVar[bool] = True
     """Whether `choose` looks at anything but the hidden states."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.keep, int) and not isinstance(self.keep, bool):
-            raise TypeError(
-                f"keep={self.keep} is a number of tokens; accepted is a float in (0, 1], the share of visual tokens on "
-                f"average over the layers of the LLM; pass for example keep=0.5"
-            )
-        check_keep(self.keep)
-        check_choice("match", self.match, get_args(Match))
 
     @abstractmethod
     def profile(self, layers: int, share: float) -> list[float]:
@@ -156,12 +164,3 @@ def check_layer(method: str, layer: int, layers: int) -> None:
             f"{method}(layer={layer}) never drops a token in an LLM of {layers} layers; accepted is 1 to {layers - 1}; "
             f"the papers use 2"
         )
-
-
-def check_count(name: str, value: object, least: int, default: int) -> None:
-    """Raise TypeError or ValueError unless the argument called `name` is an int >= `least`."""
-    accepted = f"accepted is an int >= {least}; leave it out for {default}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {accepted}")
-    if value < least:
-        raise ValueError(f"{name}={value} is too small; {accepted}")

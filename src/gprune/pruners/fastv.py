@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .decoder import DecoderPruner, check_count, check_layer
+from ..checks import Count, setting
+from .decoder import DecoderPruner, check_layer
 
 
 @dataclass
@@ -20,11 +21,7 @@ class FastV(DecoderPruner):
         layer: int >= 1, layers that see all tokens; the paper's K.
     """
 
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("layer", self.layer, 1, 2)
+    layer: int = setting(2, Count(1))
 
     def profile(self, layers: int, share: float) -> list[float]:
         """All tokens in the first layers, then the share."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -10,9 +9,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ..checks import Above, Between, Count, OneOf, setting
 from ..graph import Init, rank_views
 from ..tokens import VisualTokens
-from .base import ScorePruner, Selection, check_choice, keep_top
+from .base import ScorePruner, Selection, keep_top
 
 DEGENERATE_SHARE = 0.95
 
@@ -31,33 +31,14 @@ class GPrune(ScorePruner):
             it changes memory and time, not what is kept. None is 512 MiB, on a GPU 1 GiB.
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    similarity: float = 0.5
-    iterations: int = 5
-    temperature: float = 0.03
-    init: Init = "norm"
-    max_memory: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_number("similarity", self.similarity, "a cosine in [-1, 1]", 0.5)
-        if not -1 <= self.similarity <= 1:
-            raise ValueError(f"similarity={self.similarity} is no cosine; accepted is [-1, 1]; the paper uses 0.5")
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int):
-            kind = type(self.iterations).__name__
-            raise TypeError(f"iterations={self.iterations!r} is a {kind}; accepted is an int >= 0; the paper uses 5")
-        if self.iterations < 0:
-            raise ValueError(f"iterations={self.iterations} is negative; accepted is an int >= 0; the paper uses 5")
-        _check_number("temperature", self.temperature, "a number > 0", 0.03)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}; accepted is a finite number > 0; leave it out for 0.03")
-        check_choice("init", self.init, get_args(Init))
-        if self.max_memory is not None and (type(self.max_memory) is not int or self.max_memory < 0):
-            raise ValueError(
-                f"max_memory={self.max_memory!r}; accepted are bytes, an int >= 0; leave it out for 512 MiB"
-            )
+    similarity: float = setting(0.5, Between(-1, 1))
+    iterations: int = setting(5, Count(0))
+    temperature: float = setting(0.03, Above(0))
+    init: Init = setting("norm", OneOf(get_args(Init)))
+    max_memory: int | None = setting(None, Count(0))
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """S(t) / D of every token (Eq. 5): float32 [N], NaN on fixed rows."""
@@ -105,10 +86,3 @@ class GPrune(ScorePruner):
         edges = per_view(degrees - 1) / (lengths * (lengths - 1)).clamp(min=1)
         isolated = per_view((degrees == 1).long()) / lengths.clamp(min=1)
         return scores, edges, isolated * (lengths > 1)
-
-
-def _check_number(name: str, value: object, accepted: str, default: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"{name}={value!r} is a {type(value).__name__}; accepted is {accepted}; leave it out for {default}"
-        )

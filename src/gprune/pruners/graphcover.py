@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..checks import Above, setting
 from ..graph import initial_scores
 from ..kernels.blocks import directions
 from ..kernels.gram import Gram
@@ -34,18 +34,10 @@ class GraphCover(SetPruner):
             copies; large, one token represents a whole region.
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        accepted = "accepted is a finite number > 0; leave it out for 0.1"
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)):
-            raise TypeError(f"temperature={self.temperature!r} is a {type(self.temperature).__name__}; {accepted}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}; {accepted}")
+    temperature: float = setting(0.1, Above(0))
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token that raises f most; ties go to the lower index.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import BadType, BadValue
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 from .uniform import spread
@@ -30,7 +31,7 @@ class Foreground(SetPruner):
             order of the prompts; or a function of a picture's number, from 0, that returns its mask.
 
     Raises:
-        TypeError: there is no mask.
+        BadType: there is no mask.
     """
 
     mask: Mask | Sequence[Mask] | Callable[[int], Mask] = field(default=None, compare=False, repr=False)
@@ -40,7 +41,7 @@ class Foreground(SetPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask is None:
-            raise TypeError(
+            raise BadType(
                 f"{type(self).__name__} has no mask; accepted is a bool array [height, width], one for each picture, "
                 f"or a function of the picture's number; pass mask=..."
             )
@@ -49,10 +50,10 @@ class Foreground(SetPruner):
         """The k rows of `view` with the largest part of their area in the mask: int64 [k].
 
         Raises:
-            ValueError: it is not known where the tokens lie, or the mask is not a picture's.
+            BadValue: it is not known where the tokens lie, or the mask is not a picture's.
         """
         if view.grid is None:
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} must know where tokens lie, but a view of {len(view)} has no grid; give tokens "
                 f"of one view with its grid, with scope='view'"
             )
@@ -72,7 +73,7 @@ class Foreground(SetPruner):
             return _as_mask(self.mask(image))
         if isinstance(self.mask, Sequence) and not _is_mask(self.mask):
             if len(self.mask) != images:
-                raise ValueError(
+                raise BadValue(
                     f"mask has masks for {len(self.mask)} pictures but the call has {images}; "
                     f"give one for each, or one for all"
                 )
@@ -114,7 +115,7 @@ def _is_mask(values: Sequence[Any]) -> bool:
 def _as_mask(values: Mask) -> Tensor:
     mask = torch.as_tensor(values)
     if mask.ndim != 2 or mask.dtype != torch.bool or not mask.numel():
-        raise ValueError(
+        raise BadValue(
             f"a mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; accepted is bool [height, width], True "
             f"inside; compare it with a threshold, or take one channel"
         )

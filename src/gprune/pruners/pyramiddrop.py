@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .decoder import DecoderPruner, check_count
+from ..checks import Count, setting
+from ..errors import UnfitSettings
+from .decoder import DecoderPruner
 
 
 @dataclass
@@ -20,16 +22,12 @@ class PyramidDrop(DecoderPruner):
         stages: int >= 2; the paper uses 4.
     """
 
-    stages: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("stages", self.stages, 2, 4)
+    stages: int = setting(4, Count(2))
 
     def profile(self, layers: int, share: float) -> list[float]:
         """Powers of the share: 1, share, share^2, ..."""
         if layers < self.stages:
-            raise ValueError(
+            raise UnfitSettings(
                 f"PyramidDrop(stages={self.stages}) needs a layer for every stage, but the LLM has {layers}; "
                 f"pass stages={layers} or fewer"
             )

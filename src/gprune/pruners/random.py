@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..checks import Count, setting
 from ..tokens import VisualTokens
 from .base import ScorePruner
 
@@ -24,18 +25,10 @@ class Random(ScorePruner):
         seed: int in [0, 2**63).
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            kind = type(self.seed).__name__
-            raise TypeError(f"seed={self.seed!r} is a {kind}; accepted is an int in [0, 2**63); leave it out for 0")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} is out of range; accepted is an int in [0, 2**63); leave it out for 0")
+    seed: int = setting(0, Count(0, 2**63 - 1))
 
     def with_seed(self, seed: int) -> Random:
         return replace(self, seed=seed)

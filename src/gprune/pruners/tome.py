@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from ..errors import UnfitSettings
+from ..checks import OneOf, setting
+from ..errors import BadValue, UnfitSettings
 from ..tokens import VisualTokens
-from .base import Acts, Pruner, Selection, check_choice
+from .base import Acts, Pruner, Selection
 
 Where = Literal["vision", "tokens"]
 
@@ -40,16 +41,15 @@ class ToMe(Pruner):
         where: "vision" or "tokens".
 
     Raises:
-        TypeError, ValueError: an argument is not one of the values above.
+        BadType, BadValue: an argument is not one of the values above.
     """
 
-    where: Where = "vision"
+    where: Where = setting("vision", OneOf(get_args(Where)))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("where", self.where, get_args(Where))
         if self.where == "vision" and self.scope == "image":
-            raise ValueError(
+            raise BadValue(
                 'scope="image" with where="vision": the vision tower sees one tile at a time, so tokens of different '
                 'views are never merged; accepted is scope="view"; for one budget per image pass where="tokens"'
             )
@@ -66,7 +66,7 @@ class ToMe(Pruner):
 
         Raises:
             NonFiniteFeatures: some features are NaN or Inf; names the image.
-            TypeError, ValueError: features are not floating point or not 2-D; with where="vision", they were
+            BadType, BadValue: features are not floating point or not 2-D; with where="vision", they were
                 encoded without this method.
         """
         if self.where == "tokens":
@@ -196,7 +196,7 @@ def _merged_before(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
     checked: set[int] = set()
     for view, k in zip(tokens.views, counts, strict=True):
         if view.image not in checked and (found := int(left[view.rows].sum())) != k:
-            raise ValueError(
+            raise BadValue(
                 f'image {view.image} has {found} of its {len(view)} visual tokens left, but ToMe(where="vision") '
                 f"leaves {k} of them, inside the vision tower while the model encodes; encode images with this method "
                 f'attached, or pass where="tokens" for features that are made already'

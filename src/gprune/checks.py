@@ -1,0 +1,139 @@
+"""What the settings of a method accept: declared beside each, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from .errors import BadType, BadValue
+
+T = TypeVar("T")
+
+
+class Accepted(ABC):
+    """What a setting accepts: `value in accepted`; `str(accepted)` says it in an error."""
+
+    kinds: tuple[type, ...]
+    """The types of its values; bool, which Python counts as int, is never one."""
+
+    @abstractmethod
+    def __contains__(self, value: Any) -> bool:
+        """Whether a value of one of the `kinds` is accepted."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def finding(self, value: Any) -> str:
+        """What is wrong with a value of one of the `kinds`."""
+        return "is out of range"
+
+    def remedy(self, name: str, value: Any, default: Any) -> str:
+        """What to do instead."""
+        return "leave it out" if default is None else f"leave it out for {default!r}"
+
+
+@dataclass(frozen=True)
+class Between(Accepted):
+    """A number from `least` to `most`, both included."""
+
+    least: float
+    most: float
+    kinds = (int, float)
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"a number in [{self.least}, {self.most}]"
+
+
+@dataclass(frozen=True)
+class Above(Accepted):
+    """A finite number above `bound`."""
+
+    bound: float
+    kinds = (int, float)
+
+    def __contains__(self, value: float) -> bool:
+        return self.bound < value < math.inf
+
+    def __str__(self) -> str:
+        return f"a finite number > {self.bound}"
+
+
+@dataclass(frozen=True)
+class Count(Accepted):
+    """A whole number from `least` on, up to and including `most`."""
+
+    least: int
+    most: float = math.inf
+    kinds = (int,)
+
+    def __contains__(self, value: int) -> bool:
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"an int >= {self.least}" if self.most == math.inf else f"an int in [{self.least}, {self.most}]"
+
+
+@dataclass(frozen=True)
+class OneOf(Accepted):
+    """One of these values."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def kinds(self) -> tuple[type, ...]:  # type: ignore[override]
+        """The types of the values."""
+        return tuple({type(value) for value in self.values})
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return " or ".join(map(repr, self.values))
+
+    def finding(self, value: Any) -> str:
+        """Another word is unknown."""
+        return "is unknown"
+
+
+def setting(default: T, accepted: Accepted) -> T:
+    """A dataclass field with what it accepts; None is accepted too where it is the default.
+
+    `similarity: float = setting(0.5, Between(-1, 1))`
+    """
+    return field(default=default, metadata={"accepted": accepted})
+
+
+def check_settings(owner: Any) -> None:
+    """Check every `setting` of a dataclass's instance.
+
+    Raises:
+        BadType: a value has a type that its setting does not accept.
+        BadValue: a value is out of its setting's range.
+    """
+    for each in fields(owner):
+        value, accepted = getattr(owner, each.name), each.metadata.get("accepted")
+        if accepted and not (value is None and each.default is None):
+            check(each.name, value, accepted, each.default)
+
+
+def check(name: str, value: Any, accepted: Accepted, default: Any = None) -> None:
+    """Check one value.
+
+    Args:
+        name: what the user calls the value.
+        default: what it is when left out.
+
+    Raises:
+        BadType, BadValue: see `check_settings`.
+    """
+    advice = f"accepted is {accepted}; {accepted.remedy(name, value, default)}"
+    if isinstance(value, bool) or not isinstance(value, accepted.kinds):
+        kind = type(value).__name__
+        raise BadType(f"{name}={value!r} is {'an' if kind == 'int' else 'a'} {kind}; {advice}")
+    if value not in accepted:
+        raise BadValue(f"{name}={value!r} {accepted.finding(value)}; {advice}")
