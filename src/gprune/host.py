@@ -80,7 +80,7 @@ ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}
 _SEQUENCE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *ALIGNED)
 
 
-def forward_arguments(model: PreTrainedModel) -> list[str]:
+def forward_arguments(model: Module) -> list[str]:
     """The arguments of the model's forward by name, in the order in which they may be given without.
 
     A forward that hands `*args, **kwargs` on is read where the names are said: in the class that it overrides.

@@ -11,7 +11,7 @@ from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gprune import GPrune
-from gprune.attach import run as attach_run
+from gprune.attach import hooks as attach_hooks
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 
@@ -32,14 +32,14 @@ def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Waits between the encoder and the LLM in the prefill of so many prompts with an image each."""
     family = FAMILIES[name]
     model, inputs, counter = family.model(), family.inputs((((20, 40),),) * images), Reads()
-    rewrite = attach_run.rewrite_call
+    rewrite = attach_hooks.rewrite_call
 
     def counted(*arguments: Any) -> Any:
         with counter:
             return rewrite(*arguments)
 
     with monkeypatch.context() as patch, GPrune(keep=0.5)(model), torch.no_grad():
-        patch.setattr(attach_run, "rewrite_call", counted)
+        patch.setattr(attach_hooks, "rewrite_call", counted)
         model(**inputs)
     return counter.count
 
@@ -48,7 +48,7 @@ def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_host_never_waits_while_tokens_are_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES[name]
     model, inputs, counter, steps = family.model(), family.inputs((((20, 40),),) * 3), Reads(), 0
-    rewrite = attach_run.rewrite_call
+    rewrite = attach_hooks.rewrite_call
 
     def counted(*arguments: Any) -> Any:
         nonlocal steps
@@ -57,7 +57,7 @@ def test_the_host_never_waits_while_tokens_are_decoded(name: str, monkeypatch: p
             return rewrite(*arguments)
 
     with monkeypatch.context() as patch, GPrune(keep=0.5)(model):
-        patch.setattr(attach_run, "rewrite_call", counted)
+        patch.setattr(attach_hooks, "rewrite_call", counted)
         model.generate(**inputs, max_new_tokens=6, min_new_tokens=6)
     assert (steps, counter.count) == (6, 0)
 

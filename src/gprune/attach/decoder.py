@@ -174,8 +174,14 @@ class LayerHooks:
         """Put the hooks on the model and its layers; returns their handles."""
         layers = host.layers_of(self._decoder)
         return [
-            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.model.register_forward_hook(self._end, always_call=True),
+            *(
+                handle
+                for module in (self.model, self.model.base_model)
+                for handle in (
+                    module.register_forward_pre_hook(self._begin, with_kwargs=True),
+                    module.register_forward_hook(self._end, always_call=True),
+                )
+            ),
             *(
                 layer.register_forward_pre_hook(partial(self._narrow, index), with_kwargs=True)
                 for index, layer in enumerate(layers)
@@ -185,12 +191,16 @@ class LayerHooks:
 
     @torch.compiler.disable
     def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model is not self.model and _CALL.get() is not None:
+            return  # the base model, called by the model
         _CALL.set(None)
+        if args:
+            kwargs = {**dict(zip(host.forward_arguments(model), args, strict=False)), **kwargs}
+        given = kwargs.get(host.ENCODED)
+        outputs = given if isinstance(given, EncoderOutputs) else None
         ids, cache = kwargs.get("input_ids"), host.cache_of(kwargs)
         cached = host.columns_of(cache)
         layers = read_layers(cache, cached)
-        given = kwargs.get(host.ENCODED)
-        outputs = given if isinstance(given, EncoderOutputs) else None
         pruner = None if outputs is None or outputs.run is None else decoder_pruner(outputs.run.method)
         if pruner is None and not layers:
             return

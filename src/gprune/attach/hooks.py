@@ -56,7 +56,7 @@ class Hooks:
         self.model = model
         self.runs: list[Run] = []
         self.leases: dict[int, None] = {}
-        self._arguments = host.forward_arguments(model)
+        self._arguments: dict[type, list[str]] = {}
         self.stock_masks = host.mask_maker(model)
         self._placed: dict[str, Callable[[], None]] = {}
         self._late = False
@@ -66,11 +66,6 @@ class Hooks:
         return {**vars(self), "leases": {}}
 
     # --- On and off ---
-
-    def add(self, run: Run) -> None:
-        """Have a run in force: in its own thread or task, and in those that have none."""
-        self.runs.append(run)
-        _OWN.set((*(ref for ref in _OWN.get() if _live(ref)), weakref.ref(run)))
 
     def settle(self) -> None:
         """Put on what is needed now, and take off what is not."""
@@ -123,7 +118,10 @@ class Hooks:
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         """From the call that was made to the call that reaches the LLM."""
-        call = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        names = self._arguments.setdefault(type(model), host.forward_arguments(model)) if args else []
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        if isinstance(call.get(host.ENCODED), EncoderOutputs):  # the base model, called by the model
+            return None
         host.check_arguments(call)
         state, carried = read_state(host.cache_of(call)), modalities(call)
         if not carried:
@@ -203,18 +201,23 @@ def hooks_of(model: PreTrainedModel) -> Hooks | None:
 
 
 def put_on(run: Run) -> None:
-    """Put what a run needs on its model."""
+    """Have a run in force: in its own thread or task, and in those that have none."""
     with _LOCK:
-        run.hooks = hooks_of(run.model) or Hooks(run.model)
-        run.hooks.add(run)
-        run.hooks.settle()
+        _OWN.set((*(ref for ref in _OWN.get() if _live(ref)), weakref.ref(run)))
+        run.hooks = hooks_of(run.model)
+        if run.hooks is None and run.groups:
+            run.hooks = Hooks(run.model)
+        if run.hooks is not None:
+            run.hooks.runs.append(run)
+            run.hooks.settle()
 
 
 def take_off(run: Run) -> None:
     """Take off what nothing needs any more without this run."""
     with _LOCK:
-        run.hooks.runs.remove(run)
-        run.hooks.settle()
+        if run.hooks is not None:
+            run.hooks.runs.remove(run)
+            run.hooks.settle()
 
 
 def check_continuation(call: Mapping[str, Any], columns: int) -> None:
@@ -288,9 +291,14 @@ def _on_model(hooks: Hooks) -> Callable[[], None]:
         if (encoder := host.encoder_of(model, modality)) is not None
     }
     undo = [_replace(model, {host.MASK_MAKER: hooks.masks}), _replace(base, encoders)]
+    # On the base model too, which trainers call by itself.
     handles = [
-        model.register_forward_pre_hook(hooks.before, with_kwargs=True),
-        model.register_forward_hook(hooks.after, with_kwargs=True),
+        handle
+        for module in (model, base)
+        for handle in (
+            module.register_forward_pre_hook(hooks.before, with_kwargs=True),
+            module.register_forward_hook(hooks.after, with_kwargs=True),
+        )
     ]
     return partial(_undo, [*undo, *(handle.remove for handle in handles)])
 

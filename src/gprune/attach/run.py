@@ -89,7 +89,7 @@ class Run:
     def __init__(self, method: Method, model: PreTrainedModel) -> None:
         self.method, self.model = method, model
         self.attached = True
-        self.hooks: Hooks
+        self.hooks: Hooks | None = None
         self._outer = own_run(model)
         self._reports: dict[Modality, _PerThread] = {"image": _PerThread(), "video": _PerThread()}
         if method.acts != "nowhere":

@@ -28,10 +28,12 @@ class Lease:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        run.hooks.leases[id(self)] = None
+        assert run.hooks is not None
+        self._hooks = run.hooks
+        self._hooks.leases[id(self)] = None
 
     def __del__(self) -> None:
-        self.run.hooks.release(id(self))
+        self._hooks.release(id(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
         return Lease(self.run)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,10 @@ BACKEND = "gprune_read"
 
 LOGITS_AT_ONCE = 2**25
 """Attention logits in memory at a time: 128 MiB of float32. One row of queries is never split."""
+
+
+_READINGS: ContextVar[list[Reading] | None] = ContextVar("gprune_readings", default=None)
+"""What this thread is reading."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +53,28 @@ class _Config:
 
 @contextmanager
 def reading(layer: Module, class_token: bool) -> Iterator[list[Reading]]:
-    """While it lasts, a `Reading` is appended to the list whenever `layer` is called."""
+    """While it lasts, a `Reading` is appended to the list whenever this thread calls `layer`."""
     readings: list[Reading] = []
 
     def read(layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        config: Any = layer.config
-        noting = _Config(config, class_token)
-        vars(layer)["config"] = noting
-        try:
-            with torch.no_grad():
-                layer.forward(*args, **kwargs)
-        finally:
-            vars(layer)["config"] = config
+        if _READINGS.get() is not readings:
+            return  # another thread's call
+        noting = _Config(layer.config, class_token)
+        # The same weights in a layer of our own: other threads go on with this one.
+        reader = copy.copy(layer)
+        vars(reader)["config"] = noting
+        with torch.no_grad():
+            type(layer).forward(reader, *args, **kwargs)
         attention = torch.cat([each.attention for each in noting.readings], dim=1)
         readings.append(Reading(attention, torch.cat([each.keys for each in noting.readings], dim=1)))
 
+    token = _READINGS.set(readings)
     handle = layer.register_forward_hook(read, with_kwargs=True)
     try:
         yield readings
     finally:
         handle.remove()
+        _READINGS.reset(token)
 
 
 def _note(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnsupportedModel
-from ..pruners import L2Norm
+from ..pruners import L2Norm, Unpruned
 from .encoder import encode, encoding_of, modalities
 from .support import layout_of, unwrapped
 
@@ -107,6 +107,8 @@ def verify_untested(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
 @contextmanager
 def _bare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The same weights in a model without hooks of its own, for inference; what a check moves is put back."""
+    from .run import attach  # which comes here with a transformers that was not tested
+
     bare = copy.copy(model)
     for name in vars(model):
         if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
@@ -116,7 +118,8 @@ def _bare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     offset = host.rope_offset(model) if host.has_rope_3d(model) else None
     model.eval()
     try:
-        yield bare
+        with attach(Unpruned(), model):  # of the parts that the two share, the hooks that are on them stand by
+            yield bare
     finally:
         for module, training in modes:
             module.training = training
