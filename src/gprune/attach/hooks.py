@@ -55,7 +55,7 @@ class Hooks:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.runs: list[Run] = []
-        self.leases: dict[int, None] = {}
+        self.leases: dict[int | None, None] = {}
         self._arguments: dict[type, list[str]] = {}
         self.stock_masks = host.mask_maker(model)
         self._placed: dict[str, Callable[[], None]] = {}
@@ -77,15 +77,14 @@ class Hooks:
         for group in sorted(wanted - self._placed.keys(), key=list(_GROUPS).index):
             self._placed[group] = _GROUPS[group](self)
 
-    def release(self, lease: int) -> None:
+    def release(self, lease: int | None = None) -> None:
         """A call or a conversation is over. May be called from anywhere, by the garbage collector too."""
         self.leases.pop(lease, None)
         self._late = True
-        while self._late and _LOCK.acquire(blocking=False):  # who holds it looks again when done
+        while self._late and _LOCK.acquire(blocking=False):  # who holds it comes here when done
             try:
                 self._late = False
-                if not self.leases:
-                    self.settle()
+                self.settle()
             finally:
                 _LOCK.release()
 
@@ -210,14 +209,16 @@ def put_on(run: Run) -> None:
         if run.hooks is not None:
             run.hooks.runs.append(run)
             run.hooks.settle()
+    if run.hooks is not None:
+        run.hooks.release()
 
 
 def take_off(run: Run) -> None:
     """Take off what nothing needs any more without this run."""
-    with _LOCK:
-        if run.hooks is not None:
+    if run.hooks is not None:
+        with _LOCK:
             run.hooks.runs.remove(run)
-            run.hooks.settle()
+        run.hooks.release()
 
 
 def check_continuation(call: Mapping[str, Any], columns: int) -> None:
