@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gprune.checks import Above, Accepted, Between, Count, OneOf, check, check_settings, setting
+from gprune.checks import Above, Accepted, Between, Count, OneOf, check_settings, check_value, setting
 from gprune.errors import BadType, BadValue
 
 
@@ -35,7 +35,7 @@ class Settings:
 )
 def test_all_that_is_accepted_passes(accepted: Accepted, values: tuple[Any, ...]) -> None:
     for value in values:
-        check("it", value, accepted)
+        check_value("it", value, accepted)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_error_says_what_came_what_is_accepted_and_what_to_do(
     value: Any, accepted: Accepted, error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=f"^{re.escape(sentence)}$"):
-        check("it", value, accepted, 0)
+        check_value("it", value, accepted, 0)
 
 
 def test_none_is_accepted_where_it_is_the_default() -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .errors import BadType, BadValue
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Accepted(ABC):
@@ -100,7 +100,7 @@ class OneOf(Accepted):
         return "is unknown"
 
 
-def setting(default: T, accepted: Accepted) -> T:
+def setting(default: _T, accepted: Accepted) -> _T:
     """A dataclass field with what it accepts; None is accepted too where it is the default.
 
     `similarity: float = setting(0.5, Between(-1, 1))`
@@ -118,10 +118,10 @@ def check_settings(owner: Any) -> None:
     for each in fields(owner):
         value, accepted = getattr(owner, each.name), each.metadata.get("accepted")
         if accepted and not (value is None and each.default is None):
-            check(each.name, value, accepted, each.default)
+            check_value(each.name, value, accepted, each.default)
 
 
-def check(name: str, value: Any, accepted: Accepted, default: Any = None) -> None:
+def check_value(name: str, value: Any, accepted: Accepted, default: Any = None) -> None:
     """Check one value.
 
     Args:

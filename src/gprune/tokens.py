@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .checks import Accepted, check
+from .checks import Accepted, check_value
 from .errors import BadType, BadValue
 
 Keep = float | int
@@ -114,14 +114,14 @@ class VisualTokens:
         return torch.cat([nothing, *(view.rows for view in self.views)])
 
     def per_image(self) -> VisualTokens:
-        """The same tokens with each image's views merged into one, without a grid unless it was alone."""
-        merged = []
+        """These tokens with each image's views joined into one, without a grid unless it was alone."""
+        joint = []
         for image in range(len(self.sizes)):
             views = [view for view in self.views if view.image == image]
             if len(views) > 1:
                 views = [View(torch.cat([view.rows for view in views]).sort().values, image=image)]
-            merged += views
-        return replace(self, views=tuple(merged))
+            joint += views
+        return replace(self, views=tuple(joint))
 
 
 class Budget(Accepted):
@@ -147,7 +147,7 @@ class Budget(Accepted):
 
 def check_keep(keep: Keep) -> None:
     """Raise BadType or BadValue unless `keep` is a float in (0, 1] or an int of at least 1."""
-    check("keep", keep, Budget())
+    check_value("keep", keep, Budget())
 
 
 @overload

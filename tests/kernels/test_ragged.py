@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune.kernels.ragged import runs, top_per_view
+from gprune.kernels.ragged import owners_and_places, top_per_view
 
 
 def loop(scores: list[float], sizes: list[int], counts: list[int]) -> list[int]:
@@ -45,7 +45,7 @@ def test_ties_go_to_the_lower_index_in_large_views_of_any_dtype(dtype):
 
 
 def test_runs_says_whose_each_element_is_and_which():
-    owner, position = runs(torch.tensor([2, 0, 3]), 5)
+    owner, position = owners_and_places(torch.tensor([2, 0, 3]), 5)
     assert owner.tolist() == [0, 0, 2, 2, 2]
     assert position.tolist() == [0, 1, 0, 1, 2]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from towered import inside
 
 from gprune import DART, VTW, Chain, DecoderPruner, FastV, GPrune, InsideTokens, PyramidDrop, Uniform, pruners
-from gprune.pruners.decoder import cost, keep_of, mean_cost
+from gprune.pruners.decoder import layer_cost, mean_layer_cost, share_at_cost
 
 METHODS: tuple[type[DecoderPruner], ...] = (FastV, VTW, PyramidDrop, DART)
 LAYERS = st.integers(4, 80)
@@ -72,20 +72,20 @@ def test_vtw_keeps_all_tokens_in_the_nearest_number_of_layers(layers: int, keep:
 @given(st.sampled_from([FastV, PyramidDrop, DART]), LAYERS, st.floats(0.6, 1.0), PAIRS)
 def test_schedules_come_to_the_budget(method: type[DecoderPruner], layers: int, keep: float, pairs: float) -> None:
     by_tokens, by_flops = method(keep).schedule(layers, pairs), method(keep, match="flops")
-    assert mean_cost(by_tokens, 0) == pytest.approx(keep)
+    assert mean_layer_cost(by_tokens, 0) == pytest.approx(keep)
     try:
         schedule = by_flops.schedule(layers, pairs)
     except ValueError:
-        assert mean_cost(by_flops.profile(layers, 0.0), pairs) > cost(keep, pairs)
+        assert mean_layer_cost(by_flops.profile(layers, 0.0), pairs) > layer_cost(keep, pairs)
     else:
-        assert mean_cost(schedule, pairs) == pytest.approx(cost(keep, pairs))
+        assert mean_layer_cost(schedule, pairs) == pytest.approx(layer_cost(keep, pairs))
         assert sum(schedule) <= sum(by_tokens) + 1e-6
         assert schedule == sorted(schedule, reverse=True) and schedule[0] == 1
 
 
 @given(LAYERS, st.floats(0.1, 1.0), PAIRS)
 def test_vtw_comes_nearest_to_the_budget_in_flops(layers: int, keep: float, pairs: float) -> None:
-    spent = [abs(seeing / layers * cost(1, pairs) - cost(keep, pairs)) for seeing in range(layers + 1)]
+    spent = [abs(seeing / layers * layer_cost(1, pairs) - layer_cost(keep, pairs)) for seeing in range(layers + 1)]
     if spent.index(min(spent)) == 0:
         return
     seeing = sum(VTW(keep, match="flops").schedule(layers, pairs))
@@ -93,9 +93,9 @@ def test_vtw_comes_nearest_to_the_budget_in_flops(layers: int, keep: float, pair
 
 
 @given(st.floats(0, 5), PAIRS)
-def test_keep_of_inverts_cost(share: float, pairs: float) -> None:
-    assert keep_of(cost(share, pairs), pairs) == pytest.approx(share)
-    assert cost(share, pairs) == pytest.approx(share * (1 + pairs * share))
+def test_share_at_cost_inverts_layer_cost(share: float, pairs: float) -> None:
+    assert share_at_cost(layer_cost(share, pairs), pairs) == pytest.approx(share)
+    assert layer_cost(share, pairs) == pytest.approx(share * (1 + pairs * share))
 
 
 @given(st.sampled_from(METHODS), st.integers(0, 3000), LAYERS, st.floats(0.55, 1.0))

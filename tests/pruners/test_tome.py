@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gprune import ToMe, View, VisualTokens, kept_count
 from gprune.pruners import Selection
-from gprune.pruners.tome import average, match, schedule
+from gprune.pruners.tome import average, soft_matching, tokens_after_layers
 
 
 def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -111,9 +111,9 @@ def test_one_step_is_that_of_the_paper_and_never_merges_the_class_token(n, seed,
     tokens = torch.stack([features(n, seed=seed), features(n, seed=seed + 1)])
     sizes = torch.randint(1, 5, (2, n, 1), generator=torch.Generator().manual_seed(seed)).float()
     metric = tokens.flip(-1) ** 3
-    matching = match(metric, merges, class_token)
+    matching = soft_matching(metric, merges, class_token)
     averages, total = average(tokens, sizes, matching)
-    left = matching.left(torch.arange(n).expand(2, -1)[..., None])[..., 0]
+    left = matching.survivors(torch.arange(n).expand(2, -1)[..., None])[..., 0]
     for row in range(2):
         made = merge_once(metric[row], merges, class_token)
         assert left[row].tolist() == [parts[0] for parts in made]
@@ -130,10 +130,10 @@ def test_the_schedule_ends_at_k_and_merges_at_most_half_at_a_time(n, k, layers):
     k = min(n, k)
     if n > k * 2**layers:
         with pytest.raises(ValueError, match=f"{k} of {n} tokens.*{math.ceil(n / 2**layers)} or more"):
-            schedule(n, k, layers)
-        schedule(n, math.ceil(n / 2**layers), layers)
+            tokens_after_layers(n, k, layers)
+        tokens_after_layers(n, math.ceil(n / 2**layers), layers)
         return
-    counts = [n, *schedule(n, k, layers)]
+    counts = [n, *tokens_after_layers(n, k, layers)]
     assert len(counts) == layers + 1
     assert counts[-1] == k
     merges = [before - after for before, after in pairwise(counts)]
@@ -144,8 +144,8 @@ def test_the_schedule_ends_at_k_and_merges_at_most_half_at_a_time(n, k, layers):
 
 def test_the_schedule_of_llava():
     """CLIP-L at 336 pixels, its last layer but one, a third of 576 tokens: 16 or 17 a layer."""
-    assert schedule(576, 192, 23)[:3] == [560, 544, 528]
-    assert schedule(576, 192, 23)[-2:] == [209, 192]
+    assert tokens_after_layers(576, 192, 23)[:3] == [560, 544, 528]
+    assert tokens_after_layers(576, 192, 23)[-2:] == [209, 192]
 
 
 def test_several_views_share_a_budget_per_image():

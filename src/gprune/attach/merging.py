@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnfitSettings, UnsupportedModel
 from ..pruners.base import Method
-from ..pruners.tome import average, match, schedule
+from ..pruners.tome import average, soft_matching, tokens_after_layers
 from ..tokens import Keep, kept_count
 from .support import layout_of
 
@@ -142,7 +142,7 @@ def _plan(model: PreTrainedModel, keep: Keep, patches: int) -> list[int]:
     """How many of a tile's patches are left after each layer of the tower."""
     count, k = len(_layers(_parts(model)[0])), kept_count(patches, keep)
     depth = cast(int, host.feature_layers(model.config, {})) % (count + 1)
-    return schedule(patches, k, depth) + [k] * (count - depth)
+    return tokens_after_layers(patches, k, depth) + [k] * (count - depth)
 
 
 class TowerMerging:
@@ -202,8 +202,8 @@ class TowerMerging:
             self.sizes = torch.ones_like(self.slots, dtype=torch.float32)
         assert self.keys is not None
         metric = self.keys.float().unflatten(-1, (self.heads, -1)).mean(-2)
-        matching = match(metric, merges, self.class_token)
-        self.slots = matching.left(self.slots.to(hidden.device))
+        matching = soft_matching(metric, merges, self.class_token)
+        self.slots = matching.survivors(self.slots.to(hidden.device))
         self.merged, self.sizes = average(hidden, self.sizes.to(hidden.device), matching)
         return (self.merged,)
 

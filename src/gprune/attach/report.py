@@ -9,7 +9,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from ..pruners.base import Selection
-from ..pruners.decoder import cost, keep_of
+from ..pruners.decoder import layer_cost, share_at_cost
 from ..tokens import View
 
 
@@ -51,8 +51,8 @@ class ImageReport:
         """
         if self.per_layer is None:
             return self.ratio
-        mean = sum(cost(count, self.pair_cost) for count in self.per_layer) / len(self.per_layer)
-        return keep_of(mean, self.pair_cost) / self.n_before
+        mean = sum(layer_cost(count, self.pair_cost) for count in self.per_layer) / len(self.per_layer)
+        return share_at_cost(mean, self.pair_cost) / self.n_before
 
     @property
     def grid(self) -> tuple[tuple[int, int] | None, ...]:

@@ -26,12 +26,12 @@ _LISTED = 12
 def representativeness(
     features: Tensor, scores: Tensor, similarity: float, iterations: int, temperature: float, max_memory: int
 ) -> tuple[Tensor, Tensor]:
-    """See `gprune.graph.representativeness`, of one view.
+    """`gprune.graph.representativeness` of one view, without the weights of all its pairs at once.
 
     Args:
         features: floating [N, d], finite.
         scores: S(0), float32 [N].
-        similarity, iterations, temperature: see there.
+        similarity, iterations, temperature: see `gprune.graph.representativeness`.
         max_memory: bytes of edges kept between steps.
     """
     with torch.autocast(features.device.type, enabled=False):
@@ -100,12 +100,12 @@ class BlockedGraph:
         for block in row_blocks(count):
             weights, edges = self._weights(block)
             size = len(weights)
-            found = edges.sum(1)
-            self.degrees[block] += found
+            degrees = edges.sum(1)
+            self.degrees[block] += degrees
             self.degrees[block.stop :] += edges[:, size:].sum(0)
             self.totals[block] += weights.sum(1)
             self.totals[block.stop :] += weights[:, size:].sum(0)
-            kept, max_memory = _keep(weights, int(found.sum()), max_memory)
+            kept, max_memory = _keep(weights, int(degrees.sum()), max_memory)
             self._kept.append(kept)
 
     def step(self, scores: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import BadValue
-from .ragged import runs, upload
+from .ragged import owners_and_places, upload
 
 TILE = 128
 """Rows and columns of a block of the product."""
@@ -27,7 +27,7 @@ TILE = 128
 ROWS, COLUMNS = 16, 512
 """Rows and columns of a block of what is only read once: few rows, so that a single view still fills the device."""
 
-ALIGNED = tl.constexpr(16)
+ROW_MULTIPLE = tl.constexpr(16)
 """A row of stored weights takes a multiple of so many places, so that it is read 16 bytes at a time."""
 
 SHORTEST = tl.constexpr(1e-19)
@@ -134,7 +134,7 @@ def _together(sizes: Sequence[int], max_memory: int) -> Iterator[list[int]]:
 
 def _places(size: int) -> int:
     """Places that the stored weights of a view take."""
-    return size * triton.cdiv(size, ALIGNED.value) * ALIGNED.value
+    return size * triton.cdiv(size, ROW_MULTIPLE.value) * ROW_MULTIPLE.value
 
 
 def _blocks(sizes: Sequence[int], views: Sequence[int], rows: int) -> Tensor:
@@ -143,7 +143,7 @@ def _blocks(sizes: Sequence[int], views: Sequence[int], rows: int) -> Tensor:
     size, begin = length[views], (length.cumsum(0) - length)[views]
     places = torch.tensor([_places(sizes[view]) for view in views])
     count = (size + rows - 1) // rows
-    view, block = runs(count, int(count.sum()))
+    view, block = owners_and_places(count, int(count.sum()))
     return torch.stack([begin[view], size[view], (places.cumsum(0) - places)[view], block * rows], 1)
 
 
@@ -151,7 +151,7 @@ def _tiles(sizes: Sequence[int], views: Sequence[int]) -> Tensor:
     """Blocks of pairs on and right of the diagonal: int64 [n, 5], a row of `_blocks` and the first column."""
     blocks = _blocks(sizes, views, TILE)
     reach = (blocks[:, 1] - blocks[:, 3] + TILE - 1) // TILE
-    row, step = runs(reach, int(reach.sum()))
+    row, step = owners_and_places(reach, int(reach.sum()))
     return torch.cat([blocks[row], blocks[row, 3:] + step[:, None] * TILE], 1)
 
 
@@ -229,8 +229,8 @@ def _store(
     begin, size = tl.load(tile), tl.load(tile + 1).to(tl.int32)
     row, column = tl.multiple_of(tl.load(tile + 3), TILE), tl.multiple_of(tl.load(tile + 4), TILE)
     found = _weights(features, inverse, width, similarity, temperature, begin, size, row, column, TILE, TILE, WIDTH)
-    view = weights + tl.multiple_of(tl.load(tile + 2), ALIGNED)
-    pitch = tl.cdiv(size, ALIGNED) * ALIGNED
+    view = weights + tl.multiple_of(tl.load(tile + 2), ROW_MULTIPLE)
+    pitch = tl.cdiv(size, ROW_MULTIPLE) * ROW_MULTIPLE
     rows, columns = tl.arange(0, TILE), tl.arange(0, TILE)
     inside = (row + rows < size)[:, None] & (column + columns < pitch)[None, :]
     tl.store(view + row * pitch + column + rows[:, None] * pitch + columns[None, :], found, inside)
@@ -269,8 +269,8 @@ def _gather(
     received = tl.zeros((ROWS,), tl.float32)
     edges = tl.zeros((ROWS,), tl.int32)
     if STORED:
-        pitch = tl.cdiv(size, ALIGNED) * ALIGNED
-        view = weights + tl.multiple_of(tl.load(block + 2), ALIGNED) + row * pitch
+        pitch = tl.cdiv(size, ROW_MULTIPLE) * ROW_MULTIPLE
+        view = weights + tl.multiple_of(tl.load(block + 2), ROW_MULTIPLE) + row * pitch
     for column in range(0, size, COLUMNS):
         columns = column + tl.arange(0, COLUMNS)
         if STORED:

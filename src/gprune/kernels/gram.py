@@ -46,7 +46,7 @@ class Gram:
         return self._kernel(self._vectors.index_select(0, index) @ self._vectors.T)
 
     def parts(self, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """As many rows at a time as a block has: their index, int64 [m], and `rows` of it; of all rows if None."""
+        """Rows, as many at a time as a block has: their index, int64 [m], and `rows` of it; of all rows if None."""
         count = len(self._vectors)
         if index is None:
             index = torch.arange(count, device=self._vectors.device)
@@ -56,5 +56,5 @@ class Gram:
 
     def nearest(self) -> Tensor:
         """The largest value of each vector with another: floating [N]; -inf for one alone."""
-        found = [rows.scatter_(1, part[:, None], -torch.inf).amax(1) for part, rows in self.parts()]
-        return torch.cat(found)
+        values = [rows.scatter_(1, part[:, None], -torch.inf).amax(1) for part, rows in self.parts()]
+        return torch.cat(values)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import BadValue
 
 
-def runs(lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def owners_and_places(lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Owner and position of every element of runs laid one after the other: [2, 3] gives 00111 and 01012.
 
     Args:
@@ -52,8 +52,8 @@ def top_per_view(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) ->
             f"counts={list(counts)} does not fit sizes={list(sizes)}; accepted is 0 to size tokens for each view"
         )
     length = torch.tensor(sizes, dtype=torch.int64)
-    view, _ = runs(length, len(scores))
-    chosen_view, rank = runs(torch.tensor(counts, dtype=torch.int64), sum(counts))
+    view, _ = owners_and_places(length, len(scores))
+    chosen_view, rank = owners_and_places(torch.tensor(counts, dtype=torch.int64), sum(counts))
     # Sorted by view and, within a view, from the highest score down, every view begins where it began before:
     # which places of that order are kept is known before any score is.
     places = (length.cumsum(0) - length)[chosen_view] + rank

@@ -15,7 +15,7 @@ from ..kernels.gram import gram
 from ..tokens import VisualTokens
 from .base import Need, Pruner, Selection
 
-NEIGHBOURS = 5
+DENSITY_NEIGHBOURS = 5
 """Tokens whose distance tells how dense the place of a token is."""
 
 
@@ -102,7 +102,7 @@ def density_peaks(distance: Tensor, count: int) -> Tensor:
     Args:
         distance: float64 [n, n], n >= count.
     """
-    near = distance.topk(min(NEIGHBOURS + 1, len(distance)), largest=False).values[:, 1:]
+    near = distance.topk(min(DENSITY_NEIGHBOURS + 1, len(distance)), largest=False).values[:, 1:]
     thin = near.square().sum(-1) / max(near.shape[1], 1)
     index = torch.arange(len(distance), device=distance.device)
     denser = (thin < thin[:, None]) | ((thin == thin[:, None]) & (index < index[:, None]))

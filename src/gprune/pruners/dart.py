@@ -31,7 +31,7 @@ class DART(DecoderPruner):
     pivots: int = setting(4, Count(1))
 
     def profile(self, layers: int, share: float) -> list[float]:
-        """All tokens in the first layers, then the share."""
+        """The first layers see all tokens, those after them the share."""
         check_layer("DART", self.layer, layers)
         return [1.0] * self.layer + [share] * (layers - self.layer)
 

@@ -118,17 +118,18 @@ class DecoderPruner(Method):
         pair_cost = pair_cost if self.match == "flops" else 0.0
         if self.keep >= ALL_BUT_ROUNDING:
             return [1.0] * layers
-        wanted = cost(self.keep, pair_cost)
-        least = mean_cost(self.profile(layers, 0.0), pair_cost)
-        if wanted < least - 1e-9:
+        budget = layer_cost(self.keep, pair_cost)
+        least = mean_layer_cost(self.profile(layers, 0.0), pair_cost)
+        if budget < least - 1e-9:
             raise UnfitSettings(
                 f"{type(self).__name__}(keep={self.keep}) drops too late for that in an LLM of {layers} layers: the "
-                f"smallest keep is {keep_of(least, pair_cost):.4g}; pass that or more, or drop from an earlier layer"
+                f"smallest keep is {share_at_cost(least, pair_cost):.4g}; pass that or more, or drop earlier"
             )
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if mean_cost(self.profile(layers, middle), pair_cost) < wanted else (low, middle)
+            spent = mean_layer_cost(self.profile(layers, middle), pair_cost)
+            low, high = (middle, high) if spent < budget else (low, middle)
         return self.profile(layers, high)
 
     def counts(self, tokens: int, layers: int, pair_cost: float = 0.0) -> list[int]:
@@ -140,21 +141,21 @@ class DecoderPruner(Method):
         return "in the LLM"
 
 
-def cost(share: float, pair_cost: float) -> float:
+def layer_cost(share: float, pair_cost: float) -> float:
     """What a layer costs that sees this share of the tokens, as a multiple of all that is linear in them."""
     return share + pair_cost * share**2
 
 
-def mean_cost(shares: Sequence[float], pair_cost: float) -> float:
-    """Mean over the layers."""
-    return sum(cost(share, pair_cost) for share in shares) / len(shares)
+def mean_layer_cost(shares: Sequence[float], pair_cost: float) -> float:
+    """The mean over layers of which each sees one of these shares of the tokens."""
+    return sum(layer_cost(share, pair_cost) for share in shares) / len(shares)
 
 
-def keep_of(wanted: float, pair_cost: float) -> float:
-    """The share that costs this much: the inverse of `cost`."""
+def share_at_cost(cost: float, pair_cost: float) -> float:
+    """The share of the tokens at which a layer costs this much: the inverse of `layer_cost`."""
     if pair_cost == 0:
-        return wanted
-    return 2 * wanted / (1 + math.sqrt(1 + 4 * pair_cost * wanted))
+        return cost
+    return 2 * cost / (1 + math.sqrt(1 + 4 * pair_cost * cost))
 
 
 def check_layer(method: str, layer: int, layers: int) -> None:

@@ -24,6 +24,6 @@ class FastV(DecoderPruner):
     layer: int = setting(2, Count(1))
 
     def profile(self, layers: int, share: float) -> list[float]:
-        """All tokens in the first layers, then the share."""
+        """The first layers see all tokens, those after them the share."""
         check_layer("FastV", self.layer, layers)
         return [1.0] * self.layer + [share] * (layers - self.layer)

@@ -104,12 +104,12 @@ class Matching(NamedTuple):
     merged: Tensor
     into: Tensor
 
-    def left(self, values: Tensor) -> Tensor:
-        """[B, N, d] -> [B, N - r, d]: the values of the tokens that are left, the first set before the second."""
+    def survivors(self, values: Tensor) -> Tensor:
+        """The values [B, N - r, d], of [B, N, d], of the tokens that stay, the first set before the second."""
         return torch.cat([values.take_along_dim(self.alone, 1), values[:, 1::2]], dim=1)
 
     def total(self, values: Tensor) -> Tensor:
-        """The same, with the values of the merged tokens added to those of the tokens they were merged into."""
+        """`survivors`, with the values of each merged token added to those of the token it was merged into."""
         second = values[:, 1::2]
         pairs = one_hot(self.into, second.shape[1]).to(values.dtype)
         second = second + pairs.mT @ values.take_along_dim(self.merged, 1)
@@ -117,7 +117,7 @@ class Matching(NamedTuple):
 
 
 @torch.no_grad()
-def match(metric: Tensor, merges: int, class_token: bool = False) -> Matching:
+def soft_matching(metric: Tensor, merges: int, class_token: bool = False) -> Matching:
     """Bipartite soft matching: every even token has an edge to the odd one it is most like; the best edges count.
 
     Likeness is cosine similarity; ties go to the lower index.
@@ -146,15 +146,15 @@ def average(features: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor
         sizes: float32 [B, N, 1], how many tokens each stands for.
 
     Returns:
-        The same of the tokens that are left: [B, N - r, d] in the features' dtype, and [B, N - r, 1].
+        The averages of the tokens that stay, [B, N - r, d] in the features' dtype, and their sizes, [B, N - r, 1].
     """
     with torch.autocast(features.device.type, enabled=False):
         total = matching.total(sizes)
         return (matching.total(features.float() * sizes) / total).to(features.dtype), total
 
 
-def schedule(n: int, k: int, layers: int) -> list[int]:
-    """How many of n tokens are left after each layer, so that k are left after the last.
+def tokens_after_layers(n: int, k: int, layers: int) -> list[int]:
+    """How many of n tokens stay after each layer, so that k stay after the last.
 
     Every layer merges as many, give or take one, unless the last ones would have to merge more than half.
 
@@ -182,9 +182,9 @@ def _merge(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         own, rows = tokens.features[None, view.rows].float(), view.rows[None, :, None]
         sizes = torch.ones_like(own[..., :1])
         while (n := rows.shape[1]) > k:
-            matching = match(own, min(n // 2, n - k))
+            matching = soft_matching(own, min(n // 2, n - k))
             own, sizes = average(own, sizes, matching)
-            rows = matching.left(rows)
+            rows = matching.survivors(rows)
         kept[rows] = True
         features[rows[0, :, 0]] = own[0].to(features.dtype)
     return Selection(kept.nonzero().squeeze(1), features=features[kept])
@@ -192,14 +192,14 @@ def _merge(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
 
 def _merged_before(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
     """What the tower left; the first view of an image is a whole tile, which must have its number."""
-    left = ~tokens.beside["gone"]
-    checked: set[int] = set()
+    rest = ~tokens.beside["gone"]
+    images: set[int] = set()
     for view, k in zip(tokens.views, counts, strict=True):
-        if view.image not in checked and (found := int(left[view.rows].sum())) != k:
+        if view.image not in images and (count := int(rest[view.rows].sum())) != k:
             raise BadValue(
-                f'image {view.image} has {found} of its {len(view)} visual tokens left, but ToMe(where="vision") '
+                f'image {view.image} has {count} of its {len(view)} visual tokens left, but ToMe(where="vision") '
                 f"leaves {k} of them, inside the vision tower while the model encodes; encode images with this method "
                 f'attached, or pass where="tokens" for features that are made already'
             )
-        checked.add(view.image)
-    return Selection(left.nonzero().squeeze(1))
+        images.add(view.image)
+    return Selection(rest.nonzero().squeeze(1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import UnfitSettings
-from .decoder import DecoderPruner, cost, keep_of
+from .decoder import DecoderPruner, layer_cost, share_at_cost
 
 
 @dataclass
@@ -23,16 +23,16 @@ class VTW(DecoderPruner):
     looks: ClassVar[bool] = False
 
     def profile(self, layers: int, share: float) -> list[float]:
-        """All tokens in a first part of the layers, none after it."""
+        """A first part of the layers sees all tokens, those after it see none."""
         seeing = round(share * layers)
         return [1.0] * seeing + [0.0] * (layers - seeing)
 
     def schedule(self, layers: int, pair_cost: float = 0.0) -> list[float]:
-        """All in the first K layers, none after."""
+        """The first K layers see all tokens, those after them none."""
         pair_cost = pair_cost if self.match == "flops" else 0.0
-        profile = self.profile(layers, cost(float(self.keep), pair_cost) / cost(1, pair_cost))
+        profile = self.profile(layers, layer_cost(float(self.keep), pair_cost) / layer_cost(1, pair_cost))
         if not any(profile):
-            least = keep_of(0.5 / layers * cost(1, pair_cost), pair_cost)
+            least = share_at_cost(0.5 / layers * layer_cost(1, pair_cost), pair_cost)
             raise UnfitSettings(
                 f"VTW(keep={self.keep}) would show an LLM of {layers} layers no visual token at all; the smallest keep "
                 f"is one layer, just above {least:.4g}; pass more, for example keep=0.5"

@@ -14,8 +14,8 @@ from ..kernels.gram import gram
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
-STEPS = 50
-"""Of the power iteration: as many as the paper takes where it converges slowest."""
+POWER_STEPS = 50
+"""Steps of the power iteration: as many as the paper takes where it converges slowest."""
 
 
 @dataclass
@@ -45,14 +45,14 @@ class ZeroTPrune(SetPruner):
         directions = normalize(keys[order], dim=-1)
         likeness = (directions[1::2] @ directions[::2].T).amax(-1)
         dropped = 1 + 2 * likeness.sort(descending=True, stable=True).indices[:alike]
-        left = torch.ones_like(order, dtype=torch.bool)
-        left[dropped] = False
-        return view.rows[order[left]]
+        stays = torch.ones_like(order, dtype=torch.bool)
+        stays[dropped] = False
+        return view.rows[order[stays]]
 
 
 def pagerank(attention: Tensor) -> Tensor:
     """The importance of each token: [n], sum 1, from attention [n, n] whose rows have sum 1."""
     scores = attention.new_full((len(attention),), 1 / len(attention))
-    for _ in range(STEPS):
+    for _ in range(POWER_STEPS):
         scores = scores @ attention
     return scores
