@@ -28,7 +28,7 @@ from transformers import (
 
 from gprune.architectures import architecture
 from gprune.cost import Cost, cost, measure
-from gprune.pruners import VTW, Chain, GPrune, L2Norm, Random, ToMe, Uniform
+from gprune.pruners import VTW, Chain, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
 from gprune.tiling import Tiling, tiling
 
 TILE, PATCH = 28, 7
@@ -313,8 +313,8 @@ def test_measured_cost_is_the_counted_one() -> None:
     family = FAMILIES["llava_next"]
     model, inputs = family.model("eager"), family.inputs([[(20, 40)]])
     text = int((inputs["input_ids"] != IMAGE).sum())
-    for pruner in (None, L2Norm(keep=0.3)):
-        counted = cost(model, [(20, 40)], text, keep=1.0 if pruner is None else pruner)
+    for pruner in (Unpruned(), L2Norm(keep=0.3)):
+        counted = cost(model, [(20, 40)], text, keep=pruner)
         found = measure(model, inputs, pruner)
         assert (found.visual_tokens, found.kept_tokens) == (counted.visual_tokens, counted.kept_tokens)
         assert (found.prompt_tokens, found.kv_bytes) == (counted.prompt_tokens, counted.kv_bytes)
@@ -326,7 +326,7 @@ def test_measured_cost_is_the_counted_one() -> None:
 def test_every_family_can_be_measured_and_pruning_saves(name: str) -> None:
     family = FAMILIES[name]
     inputs = family.inputs()
-    full, pruned = (measure(family.model(), inputs, pruner) for pruner in (None, L2Norm(keep=0.3)))
+    full, pruned = (measure(family.model(), inputs, pruner) for pruner in (Unpruned(), L2Norm(keep=0.3)))
     eager = measure(family.model("eager"), inputs)
     assert eager.total == pytest.approx(full.total, rel=0.02)  # fused attention is counted, not left out
     assert pruned.visual_tokens == full.visual_tokens == int(is_visual(inputs["input_ids"]).sum())

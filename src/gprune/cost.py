@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -23,12 +22,15 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from . import host
 from .architectures import architecture
-from .pruners import Chain, DecoderPruner, GPrune, Method, Pruner, ToMe
+from .pruners import GPrune, Method, Pruner, Unpruned
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
 
 COUNTABLE = (*ONE_VIEW, *ANY_RESOLUTION)
 """Model types whose visual tokens follow from the size of an image."""
+
+UNPRUNED = Unpruned()
+"""The model as it is."""
 
 
 @dataclass(frozen=True)
@@ -113,41 +115,40 @@ def cost(
     return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
 
 
-def before_llm_alone(pruner: Method) -> bool:
+def before_llm_alone(method: Method) -> bool:
     """Whether a method changes nothing but which tokens the LLM is given."""
-    inside = isinstance(pruner, (Chain, DecoderPruner)) or (isinstance(pruner, ToMe) and pruner.where == "vision")
-    return not inside
+    return method.acts in ("nowhere", "before the LLM")
 
 
-def countable(config: Any, pruner: Method | None = None) -> bool:
+def countable(config: Any, method: Method = UNPRUNED) -> bool:
     """Whether `cost` can count for models with this config and this method; for the others there is `measure`."""
-    if pruner is not None and not before_llm_alone(pruner):
+    if not before_llm_alone(method):
         return False
     # A Pixtral tower's tokens are up to its processor.
     return getattr(config, "model_type", None) in COUNTABLE and config.vision_config.model_type != "pixtral"
 
 
 @torch.no_grad()
-def measure(model: Any, inputs: Mapping[str, Any], pruner: Method | None = None) -> Cost:
+def measure(model: Any, inputs: Mapping[str, Any], method: Method = UNPRUNED) -> Cost:
     """Cost of a prompt of any family that can be pruned, counted while the model answers it.
 
     Args:
         model: of transformers, with its weights; it generates two tokens, then one.
         inputs: of the model, a batch of one or more prompts with images, as the processor makes them.
-        pruner: attached for the count; None counts the model as it is.
+        method: attached for the count.
 
     Returns:
         Of the whole batch; `flops` has all up to the first new token as one part, "prompt"; `kept_tokens` is the
         mean over the layers of the LLM.
 
     Raises:
-        UnsupportedModel: the pruner does not go on this model.
+        UnsupportedModel: the method does not go on this model.
     """
     ids = inputs["input_ids"]
     tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else ids.numel()
     visual = int((ids == host.placeholder(model.config)).sum())
     flops, kv_bytes = [], 0
-    with pruner.attach(model) if pruner is not None else nullcontext() as run:
+    with method.attach(model) as run:
         for count in (2, 1):
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 output = model.generate(
@@ -155,7 +156,7 @@ def measure(model: Any, inputs: Mapping[str, Any], pruner: Method | None = None)
                 )
             flops.append(counter.get_total_flops())
             kv_bytes = host.kv_bytes(host.cache_in(output))
-    kept = visual if run is None else sum(round(image.ratio * image.n_before) for image in run.images)
+    kept = sum(round(image.ratio * image.n_before) for image in run.images) if run.images else visual
     return Cost(visual, kept, tokens - visual, {"prompt": flops[1]}, flops[0] - flops[1], kv_bytes)
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .pruners import Method, get_pruner
+from .pruners import Method, Unpruned, get_pruner
 from .tokens import Keep
 
 
@@ -24,7 +24,8 @@ def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Method:
     """A method with its settings: `name` or `name:setting=value:...`.
 
     Args:
-        text: the name of a method, and settings that are literals, words, or for `mask` the path of a picture.
+        text: the name of a method, or "none" for the unpruned model, and settings that are literals, words, or for
+            `mask` the path of a picture.
         keep: see `Pruner`.
         masks_known: a method that needs a mask may come without: it gets one for each picture later.
 
@@ -32,7 +33,7 @@ def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Method:
         ValueError, TypeError: unknown method or setting, or a value that the method refuses.
     """
     name, *settings = text.split(":")
-    kind: Any = get_pruner(name)
+    kind: Any = Unpruned if name == Unpruned.name else get_pruner(name)
     known = [field.name for field in fields(kind) if field.name != "keep"]
     values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
     for setting in settings:

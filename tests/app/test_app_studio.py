@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from gprune import GPrune, kept_count, verify
+from gprune import GPrune, Method, kept_count, verify
 from gprune.app.examples import examples
 from gprune.app.studio import MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
 from gprune.cost import Cost, cost, measure
@@ -142,23 +142,24 @@ def test_answers_are_those_of_generate(studio: Studio, subject: Subject) -> None
     inputs = inputs_of(studio, subject, question)
     methods = ["gprune", "tome", "fastv"]
     for answer in last(studio, subject, methods, 0.6, question):
-        pruner = None if answer.method is None else parse_pruner(answer.method, 0.6)
-        run = None if pruner is None else pruner.attach(studio.model)
-        output = studio.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        if run is not None:
-            run.detach()
+        with method_of(answer.method).attach(studio.model):
+            output = studio.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         text = studio.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answer.text == text.strip() and len(text) > 20
         assert answer.cost == expected_cost(studio, subject, inputs, answer.method)
         assert answer.seconds is not None and answer.seconds > 0
 
 
-def expected_cost(studio: Studio, subject: Subject, inputs: Any, method: str | None) -> Cost:
-    pruner = None if method is None else parse_pruner(method, 0.6)
+def method_of(name: str) -> Method:
+    return parse_pruner(name, 1.0 if name == "none" else 0.6)
+
+
+def expected_cost(studio: Studio, subject: Subject, inputs: Any, method: str) -> Cost:
+    pruner = method_of(method)
     if method in ("tome", "fastv"):
         return measure(studio.model, inputs, pruner)
     text = int((inputs["input_ids"] != studio.model.config.image_token_id).sum())
-    return cost(studio.model.config, [subject.picture.size[::-1]], text, 1.0 if pruner is None else pruner)
+    return cost(studio.model.config, [subject.picture.size[::-1]], text, pruner)
 
 
 def test_answers_come_word_by_word(studio: Studio, subject: Subject) -> None:

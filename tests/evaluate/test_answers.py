@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pictures import photo
 
-from gprune import FastV, GPrune
+from gprune import FastV, GPrune, Unpruned
 from gprune.evaluate.answers import answer, cut, flops, generation_arguments, prepare
 from gprune.prompt import Chat, ask
 from gprune.scenes.benchmark import examples
@@ -35,40 +35,39 @@ def chats() -> list[Chat]:
     ]
 
 
-@pytest.mark.parametrize("pruner", [None, GPrune(0.5), FastV(0.5)])
+@pytest.mark.parametrize("pruner", [Unpruned(), GPrune(0.5), FastV(0.5)])
 def test_a_batch_is_answered_as_one_by_one(embedded: tuple[Any, Any], chats: list[Chat], pruner: Any) -> None:
-    run = None if pruner is None else pruner.attach(embedded[0])
-    together = answer(*embedded, run, chats, SHORT)
-    alone = [answer(*embedded, run, [chat], SHORT)[0] for chat in chats]
-    if run is not None:
-        run.detach()
+    with pruner.attach(embedded[0]) as run:
+        together = answer(*embedded, run, chats, SHORT)
+        alone = [answer(*embedded, run, [chat], SHORT)[0] for chat in chats]
     for one, other in zip(together, alone, strict=True):
         assert (one.text, one.visual_tokens) == (other.text, other.visual_tokens)
         assert one.kept_tokens == pytest.approx(other.kept_tokens)
         assert one.seconds > 0 and one.error is None
-    if pruner is None:
+    if pruner == Unpruned():
         assert [each.text for each in together[:2]] == ["03", "circle"]
     assert together[4].visual_tokens == together[4].kept_tokens == 0
     assert together[5].visual_tokens == together[0].visual_tokens + together[1].visual_tokens
     for each in together[:4]:
         share = each.kept_tokens / each.visual_tokens
-        assert share == 1 if pruner is None else 0.45 < share < 0.56  # newlines stay
+        assert share == 1 if pruner == Unpruned() else 0.45 < share < 0.56  # newlines stay
 
 
 def test_what_the_processor_refuses_is_an_error_and_the_others_are_answered(
     embedded: tuple[Any, Any], chats: list[Chat]
 ) -> None:
     refused = ask([photo("coffee")], "is this an <image> or not?")  # a placeholder too many
-    answers = answer(*embedded, None, [chats[0], refused, chats[1]], SHORT)
+    answers = answer(*embedded, Unpruned().attach(embedded[0]), [chats[0], refused, chats[1]], SHORT)
     assert [each.text for each in answers] == ["03", "", "circle"]
     assert [each.error is None for each in answers] == [True, False, True]
 
 
 def test_flops_are_the_mean(embedded: tuple[Any, Any], chats: list[Chat]) -> None:
-    one, other = (flops(*embedded, None, [chat]) for chat in (chats[0], chats[4]))
+    whole = Unpruned().attach(embedded[0])
+    one, other = (flops(*embedded, whole, [chat]) for chat in (chats[0], chats[4]))
     assert one is not None and other is not None and one > other
-    assert flops(*embedded, None, [chats[0], chats[4]]) == (one + other) / 2
-    assert flops(*embedded, None, []) is None
+    assert flops(*embedded, whole, [chats[0], chats[4]]) == (one + other) / 2
+    assert flops(*embedded, whole, []) is None
     with GPrune(0.3)(embedded[0]) as run:
         pruned = flops(*embedded, run, [chats[0]])
     assert pruned is not None and pruned < one
@@ -115,6 +114,6 @@ def test_a_tokenizer_without_padding_pads_on_the_left(embedded: tuple[Any, Any],
     before = processor.tokenizer.pad_token
     processor.tokenizer.pad_token, processor.tokenizer.padding_side = None, "right"
     prepare(processor)
-    answers = answer(model, processor, None, chats[:2], SHORT)
+    answers = answer(model, processor, Unpruned().attach(model), chats[:2], SHORT)
     processor.tokenizer.pad_token = before
     assert [each.text for each in answers] == ["03", "circle"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gprune import Random
+from gprune import Random, Unpruned
 from gprune.evaluate.cells import Key, versions
 from gprune.evaluate.embedded import QUESTIONS, Embedded, pruner_of
 from gprune.scenes.benchmark import evaluate, examples
@@ -51,7 +51,7 @@ def test_all_questions_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_methods_of_keys() -> None:
-    assert pruner_of(Key("embedded", "scenes")) is None
+    assert pruner_of(Key("embedded", "scenes")) == Unpruned()
     assert pruner_of(Key("embedded", "scenes", "random", 7, 5)) == Random(7, seed=5)
 
 

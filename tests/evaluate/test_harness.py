@@ -44,7 +44,7 @@ def logged(harness: Harness, cell: Cell) -> list[str]:
 )
 def test_scenes_are_scored_as_by_the_benchmark(harness: Harness, method: str, keep: float, seed: int | None) -> None:
     cell = harness.measure(Key("embedded", "scenes", method, keep, seed, LIMIT))
-    pruner = None if method == "none" else parse_pruner(method if seed is None else f"{method}:seed={seed}", keep)
+    pruner = parse_pruner(method if seed is None else f"{method}:seed={seed}", keep)
     tests = list(examples("test", LIMIT))
     outcomes = evaluate(*load_embedded(), tests, pruner, batch_size=7)
     assert logged(harness, cell) == [outcome.answer for outcome in outcomes]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_questions import answer
 
-from gprune import GPrune, Random
+from gprune import GPrune, Method, Random, Unpruned
 from gprune.cost import cost
 from gprune.scenes.benchmark import MAX_NEW_TOKENS, Example, Outcome, evaluate, examples, rows
 from gprune.scenes.model import build_model, build_processor, build_tokenizer
@@ -99,8 +99,8 @@ def test_the_longest_answer_fits() -> None:
     assert max(lengths) + 1 <= MAX_NEW_TOKENS  # and <eos>
 
 
-@pytest.mark.parametrize("pruner", [None, GPrune(keep=0.3)])
-def test_batch_size_does_not_change_the_answers(pruner: GPrune | None) -> None:
+@pytest.mark.parametrize("pruner", [Unpruned(), GPrune(keep=0.3)], ids=lambda p: p.name)
+def test_batch_size_does_not_change_the_answers(pruner: Method) -> None:
     done: list[int] = []
     single = evaluate(*model(), sample(), pruner, batch_size=1)
     batched = evaluate(*model(), sample(), pruner, batch_size=16, progress=done.append)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..pruners import Unpruned
 from .studio import Answer, Neighbourhood, Panel
 
 CSS = """
@@ -77,7 +78,7 @@ def patch(found: Neighbourhood) -> str:
 
 
 def _card(answer: Answer, whole: Answer, keep: float) -> str:
-    title = "all tokens" if answer.method is None else f"{answer.method}, keep {keep:g}"
+    title = "all tokens" if answer.method == Unpruned.name else f"{answer.method}, keep {keep:g}"
     said = error(answer.error) if answer.error is not None else f'<p class="said">{escape(answer.text)}</p>'
     return f"<article><h3>{escape(title)}</h3>{said}{_figures(answer, whole)}</article>"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
@@ -23,7 +22,7 @@ from ..kernels.blocks import directions
 from ..models import load
 from ..named import parse_pruner
 from ..prompt import build_inputs
-from ..pruners import PRUNERS, DecoderPruner, GPrune, Method, Pruner, ToMe
+from ..pruners import PRUNERS, GPrune, Method, Pruner, Unpruned
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..tokens import VisualTokens
@@ -73,14 +72,14 @@ class Answer:
     """An answer as far as it has come, and what it cost.
 
     Args:
-        method: None is the unpruned model.
+        method: its name; "none" is the unpruned model.
         text: so far.
         cost: of the prompt; None until the answer is complete.
         seconds: of the whole answer, None until then.
         error: why there is none.
     """
 
-    method: str | None
+    method: str
     text: str = ""
     cost: Cost | None = None
     seconds: float | None = None
@@ -202,8 +201,7 @@ class Studio:
             raise ValueError(
                 f"the question has {len(question.strip())} characters; accepted are 1 to {MAX_QUESTION}; write one"
             )
-        runs: list[tuple[str | None, Method | None]] = [(None, None)]
-        runs += zip(methods, self.pruners(methods, keep), strict=True)
+        runs = [(Unpruned.name, Unpruned()), *zip(methods, self.pruners(methods, keep), strict=True)]
         inputs = self._inputs(subject, question)
         answers = [Answer(method) for method, _ in runs]
         for i, (method, pruner) in enumerate(runs):
@@ -231,7 +229,7 @@ class Studio:
         """What a method is given; encoded once for all methods that need the same."""
         asked = question.strip() or CAPTION_PROMPT
         asked = asked if "question" in pruner.needs else CAPTION_PROMPT
-        in_tower = isinstance(pruner, ToMe) and pruner.where == "vision"
+        in_tower = pruner.acts == "in the tower"
         known = None if in_tower else subject.tokens.get(pruner.needs)
         if known is not None and known[0] == asked:
             return known[1]
@@ -250,7 +248,7 @@ class Studio:
     def _panel(self, subject: Subject, question: str, name: str, pruner: Method) -> Panel:
         note: str | None = None
         try:
-            if isinstance(pruner, DecoderPruner):
+            if pruner.acts == "in the LLM":
                 report = subject.inside.get((name, float(pruner.keep)))
                 if report is None:
                     return Panel(name, [], "drops tokens inside the LLM: ask, to see which reach its last layer")
@@ -271,16 +269,16 @@ class Studio:
             subject.sheets = sheets(subject.picture, report, box, tiles)
         return subject.sheets
 
-    def _answer(self, subject: Subject, inputs: Any, method: str | None, pruner: Method | None) -> Iterator[Answer]:
+    def _answer(self, subject: Subject, inputs: Any, method: str, pruner: Method) -> Iterator[Answer]:
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
-        def generate() -> tuple[float, ImageReport | None]:
+        def generate() -> tuple[float, list[ImageReport]]:
             # The lock is held here, and not by the caller, who may never come back for the next word.
             try:
-                with self._lock, nullcontext() if pruner is None else pruner.attach(self.model) as run:
+                with self._lock, pruner.attach(self.model) as run:
                     started = time.perf_counter()
                     self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, streamer=streamer)
-                    return time.perf_counter() - started, None if run is None else run.images[0]
+                    return time.perf_counter() - started, run.images
             finally:
                 streamer.on_finalized_text("", stream_end=True)
 
@@ -290,19 +288,19 @@ class Studio:
             for piece in streamer:
                 answer = replace(answer, text=(answer.text + piece).lstrip())
                 yield answer
-            seconds, report = made.result()
-        if isinstance(pruner, DecoderPruner) and report is not None and method is not None:
-            subject.inside[method, float(pruner.keep)] = report
+            seconds, reports = made.result()
+        if pruner.acts == "in the LLM":
+            subject.inside[method, float(pruner.keep)] = reports[0]
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=seconds)
 
-    def _cost(self, subject: Subject, inputs: Any, pruner: Method | None) -> Cost:
-        if not countable(self.model.config, pruner):
+    def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:
+        if not countable(self.model.config, method):
             with self._lock:
-                return measure(self.model, inputs, pruner)
+                return measure(self.model, inputs, method)
         ids = inputs["input_ids"]
         text = int((ids != placeholder(self.model.config)).sum())
         size = subject.picture.height, subject.picture.width
-        return cost(self.model, [size], text, 1.0 if pruner is None else pruner)
+        return cost(self.model, [size], text, method)
 
 
 def _cosines(features: torch.Tensor, index: int) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from .options import (
     Methods,
     Model,
     WrongInput,
+    baseline,
     check_output,
     checking_input,
     print_json,
@@ -43,8 +43,7 @@ def ask(
 
     Example: `gprune ask photo.jpg "what color is the star?" --keep 0.3 --compare --picture kept.png`
     """
-    runs: list[tuple[str, Method | None]] = [("none", None)] if compare else []
-    runs += read_pruners(method, keep)
+    runs = [*([baseline()] if compare else []), *read_pruners(method, keep)]
     if not question.strip():
         raise WrongInput("the question is empty; accepted is any text; write it after the pictures, in quotes")
     if picture is not None:
@@ -64,15 +63,14 @@ def ask(
     for name, pruner in runs:
         spent = _cost(net, inputs, [(each.height, each.width) for each in pictures], pruner)
         if not as_json:
-            print(f"{name}{'' if pruner is None else f' keep={pruner.keep}'}: ", end="")
-        with nullcontext() if pruner is None else pruner.attach(net) as run:
+            print(f"{name}{'' if pruner.acts == 'nowhere' else f' keep={pruner.keep}'}: ", end="")
+        with pruner.attach(net) as run:
             answer, seconds = _answer(net, processor, inputs, max_new_tokens, stream=not as_json)
-        if run is not None and pruner is not None:
-            reports.append((f"{name} keep={pruner.keep}", run.images[0]))
+        reports += [(f"{name} keep={pruner.keep}", report) for report in run.images[:1]]
         rows.append(
             {
                 "method": name,
-                "keep": 1.0 if pruner is None else pruner.keep,
+                "keep": pruner.keep,
                 "answer": answer,
                 "visual_tokens": spent.visual_tokens,
                 "kept_tokens": spent.kept_tokens,
@@ -95,16 +93,16 @@ def ask(
         print_table(columns, [_cells(row) for row in rows], caption)
 
 
-def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], pruner: Method | None) -> Cost:
+def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], method: Method) -> Cost:
     from ..cost import cost, countable, measure
     from ..host import placeholder
 
-    if not countable(model.config, pruner):
-        return measure(model, inputs, pruner)
+    if not countable(model.config, method):
+        return measure(model, inputs, method)
     ids = inputs["input_ids"]
     visual = int((ids == placeholder(model.config)).sum())
     with checking_input():
-        return cost(model, sizes, ids.shape[1] - visual, 1.0 if pruner is None else pruner)
+        return cost(model, sizes, ids.shape[1] - visual, method)
 
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, stream: bool) -> tuple[str, float]:

@@ -15,6 +15,7 @@ from .options import (
     AsJson,
     Keeps,
     Methods,
+    baseline,
     checking_input,
     output_files,
     possible,
@@ -26,7 +27,6 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..evaluate.throughput import Prompts, Setting, Speed
-    from ..pruners import Method
 
 ON_GPU, ON_CPU = "llava-next-8b", EMBEDDED
 """What is measured if nothing is said: the paper's architecture, or a model that two cores run in milliseconds."""
@@ -67,7 +67,7 @@ def bench(
 
     Example: `gprune bench --model llava-next-8b --method gprune,fastv --keep 0.3 --batch-size 1,8`
     """
-    runs: list[tuple[str, Method | None]] = [("none", None), *read_pruners(method, keep)]
+    runs = [baseline(), *read_pruners(method, keep)]
     batches = read_list(batch_size, "batch-size", _positive)
     sizes = read_list(image_size, "image-size", _image_size)
     files = [] if output is None else output_files(output)

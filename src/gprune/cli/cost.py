@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .models import read_config
-from .options import AsJson, Keeps, Methods, checking_input, print_json, print_table, read_list, read_pruners, read_size
-
-if TYPE_CHECKING:
-    from ..pruners import Method
+from .options import (
+    AsJson,
+    Keeps,
+    Methods,
+    baseline,
+    checking_input,
+    print_json,
+    print_table,
+    read_list,
+    read_pruners,
+    read_size,
+)
 
 
 def cost(
@@ -33,7 +41,7 @@ def cost(
 
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
-    runs: list[tuple[str, Method | None]] = [("none", None), *read_pruners(method, keep)]
+    runs = [baseline(), *read_pruners(method, keep)]
     sizes = read_list(image_size, "image-size", read_size)
     from ..architectures import ARCHITECTURES
     from ..cost import cost as count
@@ -42,11 +50,11 @@ def cost(
     rows: list[dict[str, Any]] = []
     for name, pruner in runs:
         with checking_input():
-            spent = count(config, sizes, text_tokens, 1.0 if pruner is None else pruner)
+            spent = count(config, sizes, text_tokens, pruner)
         rows.append(
             {
                 "method": name,
-                "keep": 1.0 if pruner is None else pruner.keep,
+                "keep": pruner.keep,
                 "visual_tokens": spent.visual_tokens,
                 "kept_tokens": spent.kept_tokens,
                 "prompt_tokens": spent.prompt_tokens,

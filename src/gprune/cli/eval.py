@@ -102,6 +102,7 @@ def _make(folder: Path) -> Path:
 
 def _possible(harness: Harness, wanted: Sequence[Key]) -> list[Key]:
     """Those that this model allows; of the others it is said why not, and it is an error if they are all."""
+    from ..evaluate.cells import BASELINE
     from ..evaluate.processes import is_first
 
     reasons: dict[tuple[str, str], str] = {}
@@ -111,7 +112,7 @@ def _possible(harness: Harness, wanted: Sequence[Key]) -> list[Key]:
             reasons[key.method, str(key.keep)] = f"{key.method}: {reason}"
         else:
             possible.append(key)
-    if reasons and all(key.method == "none" for key in possible):
+    if reasons and all(key.method == BASELINE for key in possible):
         raise WrongInput(next(iter(reasons.values())))
     for reason in reasons.values() if is_first() else ():
         print(f"gprune: left out, {reason}", file=sys.stderr)

@@ -76,6 +76,13 @@ def _every_method(masks_known: bool) -> list[str]:
     return [name for name, kind in PRUNERS.items() if masks_known or "place" not in kind.needs]
 
 
+def baseline() -> tuple[str, Method]:
+    """The unpruned model, as `read_pruners` would give it."""
+    from ..pruners import Unpruned
+
+    return Unpruned.name, Unpruned()
+
+
 def read_size(text: str) -> tuple[int, int]:
     """(height, width) in pixels, written as WIDTHxHEIGHT."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
@@ -103,18 +110,17 @@ def output_files(output: Path) -> list[Path]:
     return files
 
 
-def possible(model: Any, runs: list[tuple[str, Method | None]]) -> tuple[list[tuple[str, Method | None]], list[str]]:
+def possible(model: Any, runs: list[tuple[str, Method]]) -> tuple[list[tuple[str, Method]], list[str]]:
     """The runs that this model allows, and of the others why not; an error if there are none."""
     from ..attach import refusal
 
-    found: list[tuple[str, Method | None]] = []
-    reasons = []
+    found, reasons = [], []
     for name, pruner in runs:
-        if pruner is not None and (reason := refusal(pruner, model)):
+        if reason := refusal(pruner, model):
             reasons.append(f"{name}: {reason}")
         else:
             found.append((name, pruner))
-    if reasons and all(pruner is None for _, pruner in found):
+    if reasons and all(pruner.acts == "nowhere" for _, pruner in found):
         raise WrongInput(reasons[0])
     for reason in reasons:
         print(f"gprune: left out, {reason}", file=sys.stderr)

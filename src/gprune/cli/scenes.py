@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +18,12 @@ from .options import (
     Methods,
     Model,
     WrongInput,
+    baseline,
     output_files,
     possible,
     print_json,
     read_pruners,
 )
-
-if TYPE_CHECKING:
-    from ..pruners import Method
 
 
 def scenes(
@@ -52,7 +50,7 @@ def scenes(
         return _write_sample(sample, output, as_json)
     from ..named import seeded
 
-    runs: list[tuple[str, Method | None]] = [("none", None)]
+    runs = [baseline()]
     for name, given in read_pruners(method, keep, masks_known=True):
         runs += [(name, each) for each in seeded(given, seeds)]
     files = [] if output is None else output_files(output)
@@ -71,8 +69,7 @@ def scenes(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(runs) * len(tests))
         for name, pruner in runs:
-            ratio: float = 1.0 if pruner is None else pruner.keep
-            progress.update(task, description=f"{name} keep={ratio}")
+            progress.update(task, description=f"{name} keep={pruner.keep}")
             outcomes = evaluate(
                 net,
                 processor,
@@ -82,7 +79,7 @@ def scenes(
                 progress=lambda done: progress.advance(task, done),
             )
             spent = flops(net, processor, tests, pruner)
-            table += rows(name, ratio, getattr(pruner, "seed", None), outcomes, spent)
+            table += rows(name, pruner.keep, getattr(pruner, "seed", None), outcomes, spent)
     text = markdown(table, impossible)
     for file, content in zip(files, (json.dumps(table, indent=1) + "\n", text), strict=False):
         file.write_text(content)

@@ -40,15 +40,13 @@ class Answer:
 
 
 @torch.no_grad()
-def answer(
-    model: Any, processor: Any, run: Run | None, chats: Sequence[Chat], given: Mapping[str, Any]
-) -> list[Answer]:
+def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: Mapping[str, Any]) -> list[Answer]:
     """Answer a batch of conversations.
 
     Args:
         model: any supported model.
         processor: its processor.
-        run: a pruner attached to the model, or None for the unpruned model.
+        run: a method attached to the model.
         chats: each with any number of pictures, or none.
         given: generation arguments as tasks write them: "until", a string or several at which an answer is cut, and
             those of transformers' `GenerationConfig`; others are left out. A temperature of 0 is greedy decoding.
@@ -68,17 +66,16 @@ def answer(
     output = model.generate(**inputs, **generation_arguments(given))
     texts = processor.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     seconds = (time.perf_counter() - started) / len(chats)
-    kept = visual if run is None else _kept(run.images, visual)
+    kept = visual if run.method.acts == "nowhere" else _kept(run.images, visual)
     return [
         Answer(cut(text, given.get("until")), tokens, left, seconds)
         for text, tokens, left in zip(texts, visual, kept, strict=True)
     ]
 
 
-def flops(model: Any, processor: Any, run: Run | None, chats: Iterable[Chat]) -> float | None:
+def flops(model: Any, processor: Any, run: Run, chats: Iterable[Chat]) -> float | None:
     """Floating-point operations up to the first token of an answer: the mean; None without conversations."""
-    pruner = None if run is None else run.pruner
-    counts = [measure(model, build_chat_inputs(model, processor, [chat]), pruner).total for chat in chats]
+    counts = [measure(model, build_chat_inputs(model, processor, [chat]), run.method).total for chat in chats]
     return sum(counts) / len(counts) if counts else None
 
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..pruners import Unpruned
 from ..tokens import Keep
 
-BASELINE = "none"
+BASELINE = Unpruned.name
 """The method of a cell that measures the unpruned model; its keep is 1.0."""
 
 

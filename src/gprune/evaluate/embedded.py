@@ -11,7 +11,7 @@ from ..named import parse_pruner
 from ..pruners import Method
 from ..scenes.benchmark import Example, Outcome, evaluate, examples, flops
 from ..scenes.vocabulary import CATEGORIES
-from .cells import BASELINE, Cell, Key, versions
+from .cells import Cell, Key, versions
 from .tables import SCENES
 
 QUESTIONS = 700
@@ -64,10 +64,8 @@ class Embedded:
         )
 
 
-def pruner_of(key: Key) -> Method | None:
-    """The method of a cell; None is the unpruned model. A method that needs a mask gets it with the picture."""
-    if key.method == BASELINE:
-        return None
+def pruner_of(key: Key) -> Method:
+    """The method of a cell. A method that needs a mask gets it with the picture."""
     pruner = parse_pruner(key.method, key.keep, masks_known=True)
     return pruner if key.seed is None else pruner.with_seed(key.seed)
 

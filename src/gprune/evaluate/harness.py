@@ -81,7 +81,7 @@ class Harness:
 
         pruner = read_method(key.method, key.keep, key.seed)
         with ExitStack() as stack:
-            attached = None if pruner is None else stack.enter_context(pruner.attach(self._model))
+            attached = stack.enter_context(pruner.attach(self._model))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gprune-")))
             asked = PrunedModel(self._model, self._processor, attached, self.batch_size, self._answered)
             stack.enter_context(_quiet())

@@ -18,7 +18,7 @@ from ..images import open_image, to_rgb
 from ..models import load
 from ..named import parse_keep, parse_pruner
 from ..prompt import Chat
-from ..pruners import Method
+from ..pruners import Method, Unpruned
 from ..tokens import Keep
 from .answers import Answer, answer, describe, flops, prepare
 from .cells import BASELINE, versions
@@ -56,12 +56,12 @@ class Costs:
 
 
 class PrunedModel(lmms):
-    """A loaded model, with or without a pruner attached, that lmms-eval can ask.
+    """A loaded model with a method attached that lmms-eval can ask.
 
     Args:
         model: any supported model.
         processor: its processor.
-        run: the pruner attached to it; None for the unpruned model.
+        run: the method attached to it.
         batch_size: documents at once, in each process.
         answered: called with the number of documents answered by this process and the number of all of its own.
 
@@ -76,7 +76,7 @@ class PrunedModel(lmms):
         self,
         model: Any,
         processor: Any,
-        run: Run | None,
+        run: Run,
         batch_size: int = 1,
         answered: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -195,12 +195,12 @@ class GPruneModel(PrunedModel):
         report: str | None = None,
     ) -> None:
         check_lmms_eval()
-        pruner = read_method(method, keep, seed)
+        chosen = read_method(method, keep, seed)
         size = _read_batch_size(batch_size)
         if report is not None and not Path(report).resolve().parent.is_dir():
             raise ValueError(f"report={report} cannot be written: there is no such folder; make it first")
         model, processor = load(pretrained, device or default_device())
-        super().__init__(model, processor, None if pruner is None else pruner.attach(model), size)
+        super().__init__(model, processor, chosen.attach(model), size)
         self._report = None if report is None else Path(report)
         self._settings = {"pretrained": pretrained, "method": method, "keep": keep, "batch_size": size, "seed": seed}
 
@@ -226,14 +226,14 @@ _ONLY_TEXT = (
 )
 
 
-def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Method | None:
-    """A method as tasks are run with it; None for the unpruned model.
+def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Method:
+    """A method as tasks are run with it; that of the unpruned model whatever the budget.
 
     Raises:
         ValueError, TypeError: unknown method or setting, an impossible budget, or a seed for a method without.
     """
     if method == BASELINE:
-        return None
+        return Unpruned()
     pruner = parse_pruner(method, parse_keep(keep) if isinstance(keep, str) else keep)
     if seed is None:
         return pruner

@@ -9,7 +9,7 @@ from typing import Any
 from ..attach import refusal
 from ..named import parse_pruner, seeded
 from ..tokens import Keep
-from .cells import BASELINE, Cell, Key, load, save
+from .cells import Cell, Key, load, save
 
 
 def keys(
@@ -57,8 +57,6 @@ def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False
         method, keep, masks_known: as `gprune.named.parse_pruner` reads them.
         model: any.
     """
-    if method == BASELINE:
-        return None
     try:
         pruner = parse_pruner(method, keep, masks_known=masks_known)
     except (ValueError, TypeError) as error:

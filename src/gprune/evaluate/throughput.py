@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -83,7 +82,7 @@ class Speed:
 def measure_speed(
     model: Any,
     prompts: Callable[[Setting], Prompts],
-    runs: Sequence[tuple[str, Method | None]],
+    runs: Sequence[tuple[str, Method]],
     settings: Sequence[Setting],
     repeats: int,
     *,
@@ -98,7 +97,7 @@ def measure_speed(
     Args:
         model: of transformers, with its weights.
         prompts: makes the prompts of a setting.
-        runs: methods with their names; None is the unpruned model.
+        runs: methods with their names.
         settings: each is measured by itself.
         repeats: laps of each run.
         finished: called after every lap, and once for a run that failed.
@@ -116,7 +115,7 @@ def measure_speed(
         # The pixels are noise, and the weights may be: no wonder if the graph is degenerate. It costs the same.
         warnings.filterwarnings("ignore", message=".*the graph says little")
         for setting in settings:
-            own = [Speed(name, 1.0 if pruner is None else pruner.keep, setting) for name, pruner in runs]
+            own = [Speed(name, pruner.keep, setting) for name, pruner in runs]
             speeds += own
             inputs = _if_memory_lasts(partial(prompts, setting))
             if inputs is None:
@@ -175,12 +174,12 @@ class _Watch(LogitsProcessor):
 
 
 @torch.no_grad()
-def _lap(model: Any, inputs: Prompts, pruner: Method | None, new_tokens: int) -> Lap:
+def _lap(model: Any, inputs: Prompts, method: Method, new_tokens: int) -> Lap:
     watch, on_gpu = _Watch(model.device), model.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(model.device)
         torch.cuda.reset_peak_memory_stats(model.device)
-    with nullcontext() if pruner is None else pruner.attach(model):
+    with method.attach(model):
         watch.mark()
         output = model.generate(
             **inputs,
@@ -198,11 +197,11 @@ def _lap(model: Any, inputs: Prompts, pruner: Method | None, new_tokens: int) ->
     return Lap(*watch.seconds(), torch.cuda.max_memory_allocated(model.device) if on_gpu else None)
 
 
-def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, pruner: Method | None) -> Cost:
+def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, method: Method) -> Cost:
     """Counted from the config where that can be done, else while the model answers."""
-    if countable(model.config, pruner):
-        return cost(model, [setting.image_size], setting.text_tokens, 1.0 if pruner is None else pruner)
-    return measure(model, prompts(setting), pruner)
+    if countable(model.config, method):
+        return cost(model, [setting.image_size], setting.text_tokens, method)
+    return measure(model, prompts(setting), method)
 
 
 def _if_memory_lasts(work: Callable[[], T]) -> T | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import host
-from ..cost import measure
+from ..cost import UNPRUNED, measure
 from ..prompt import build_inputs
 from ..pruners import Foreground, Method
 from .questions import Question, question_of
@@ -77,7 +76,7 @@ def evaluate(
     model: Any,
     processor: Any,
     tests: Sequence[Example],
-    pruner: Method | None = None,
+    method: Method = UNPRUNED,
     *,
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
@@ -88,7 +87,7 @@ def evaluate(
         model: any supported model.
         processor: its processor.
         tests: what to ask.
-        pruner: the method, or None for the unpruned model.
+        method: attached to the model for it.
         batch_size: pictures at once.
         progress: called with the number of examples done since the last call.
 
@@ -97,15 +96,15 @@ def evaluate(
     """
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(tests, batch_size):
-        inputs, method = _inputs(model, processor, batch), _masked(pruner, batch)
+        inputs, masked = _inputs(model, processor, batch), _masked(method, batch)
         started = time.perf_counter()
-        with nullcontext() if method is None else method.attach(model) as run:
+        with masked.attach(model) as run:
             output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         seconds = (time.perf_counter() - started) / len(batch)
         visual = (inputs["input_ids"] == host.placeholder(model.config)).sum(1).tolist()
         answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, (example, answer) in enumerate(zip(batch, answers, strict=True)):
-            report = None if run is None else run.images[i]
+            report = run.images[i] if run.images else None
             outcomes[example.index] = Outcome(
                 example.question.category,
                 answer.strip(),
@@ -119,10 +118,10 @@ def evaluate(
     return [outcomes[example.index] for example in tests]
 
 
-def flops(model: Any, processor: Any, tests: Sequence[Example], pruner: Method | None = None) -> float:
+def flops(model: Any, processor: Any, tests: Sequence[Example], method: Method = UNPRUNED) -> float:
     """Floating-point operations per picture up to the first token of its answer: the mean over one batch of `tests`."""
     batch = next(_batches(tests, size=8))
-    return measure(model, _inputs(model, processor, batch), _masked(pruner, batch)).total / len(batch)
+    return measure(model, _inputs(model, processor, batch), _masked(method, batch)).total / len(batch)
 
 
 def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome], spent: float) -> list[dict[str, Any]]:
@@ -160,11 +159,11 @@ def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
     return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
 
 
-def _masked(pruner: Method | None, batch: Sequence[Example]) -> Method | None:
+def _masked(method: Method, batch: Sequence[Example]) -> Method:
     """A method that goes by the foreground of the pictures, with that of these pictures."""
-    if isinstance(pruner, Foreground):
-        return replace(pruner, mask=[torch.from_numpy(example.foreground) for example in batch])
-    return pruner
+    if isinstance(method, Foreground):
+        return replace(method, mask=[torch.from_numpy(example.foreground) for example in batch])
+    return method
 
 
 def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:

@@ -144,8 +144,7 @@ def _paper(name: str, value: object) -> Paper:
     paper = Paper(**values)
     width = len(paper.scores) + len(paper.others)
     for row in paper.rows:
-        if row.method != BASELINE:
-            parse_pruner(row.method, row.keep, masks_known=True)
+        parse_pruner(row.method, row.keep, masks_known=True)
         if len(row.values) != width:
             raise ValueError(
                 f"the row of {row.method} keep={row.keep} has {len(row.values)} values for {width} columns"
