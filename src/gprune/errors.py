@@ -24,7 +24,7 @@ class UnfitSettings(GpruneError, ValueError):
 
 
 class AmbiguousRun(GpruneError, RuntimeError):
-    """Several threads prune a model, and it is called by one that has attached nothing: which run is meant?"""
+    """Several threads prune a model, and it is called by one that has attached nothing, so no run can be meant."""
 
 
 class NonFiniteFeatures(GpruneError, ValueError):

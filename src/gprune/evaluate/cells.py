@@ -79,7 +79,7 @@ def save(cell: Cell, folder: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(cell), indent=1) + "\n")
-    os.replace(part, path)
+    part.replace(path)
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -276,4 +275,4 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all."""
     part = path.with_suffix(".part")
     write(part)
-    os.replace(part, path)
+    part.replace(path)

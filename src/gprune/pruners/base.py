@@ -110,6 +110,7 @@ class Unpruned(Method):
 
     @property
     def acts(self) -> Acts:
+        """Nowhere: every token is kept."""
         return "nowhere"
 
 
@@ -158,6 +159,7 @@ class Pruner(Method):
 
     @property
     def acts(self) -> Acts:
+        """Before the LLM, on what the projector gives it."""
         return "before the LLM"
 
     def warning(self, selection: Selection) -> str | None:

@@ -49,6 +49,7 @@ class Chain(Method):
 
     @property
     def parts(self) -> tuple[Method, ...]:
+        """The first method, then the second."""
         return self.first, self.second
 
     def with_seed(self, seed: int) -> Chain:

@@ -138,6 +138,7 @@ class DecoderPruner(Method):
 
     @property
     def acts(self) -> Acts:
+        """In the LLM, between two of its layers."""
         return "in the LLM"
 
 

@@ -22,10 +22,9 @@ class DivPrune(SetPruner):
     """
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """First the token that is farthest from its nearest neighbour, then again and again the one that is
-        farthest from those chosen before; ties go to the lower index.
+        """Choose the token farthest from its nearest neighbour, then again and again the one farthest from those chosen.
 
-        A token whose norm is 0 points nowhere: its cosine similarity to every other is 0.
+        Ties go to the lower index. A token whose norm is 0 points nowhere: its cosine similarity to every other is 0.
 
         Returns:
             k rows of `view`, int64 [k], in the order chosen.

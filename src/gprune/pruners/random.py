@@ -31,6 +31,7 @@ class Random(ScorePruner):
     seed: int = setting(0, Count(0, 2**63 - 1))
 
     def with_seed(self, seed: int) -> Random:
+        """The method drawing with another seed."""
         return replace(self, seed=seed)
 
     def score(self, tokens: VisualTokens) -> Tensor:
