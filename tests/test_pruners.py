@@ -1,4 +1,4 @@
-"""The methods: what they keep, and what all of them promise."""
+"""G-Prune, the baselines, and how a method is written; what all methods promise is in pruners/."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from torch import Tensor
 
 import gprune
 from gprune import (
-    DivPrune,
     GPrune,
-    GraphCover,
     L2Norm,
     Pruner,
     Random,
@@ -26,12 +24,8 @@ from gprune import (
     View,
     VisualTokens,
     get_pruner,
-    kept_count,
 )
 from gprune.graph import representativeness
-
-METHODS = [GPrune, Random, Uniform, L2Norm, DivPrune, GraphCover]
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
 def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -53,22 +47,7 @@ def scores_of(pruner: Pruner, tokens: VisualTokens | Tensor) -> Tensor:
     return scores
 
 
-# --- what they share ---
-
-
-@every_method
-@pytest.mark.parametrize("keep", [0.3, 7, 1.0])
-def test_with_image_scope_a_batch_keeps_what_its_images_keep_alone(method, keep):
-    alone = [image([16, 24], seed=1), image([9, 16, 1], seed=3)]
-    pruner = method(keep, scope="image")
-    expected = [pruner.select(tokens).kept for tokens in alone]
-    assert pruner.select(VisualTokens.cat(alone)).kept.tolist() == [*expected[0].tolist(), *(42 + expected[1]).tolist()]
-    assert [len(kept) for kept in expected] == [kept_count(40, keep) + 2, kept_count(26, keep) + 3]
-
-
-@every_method
-def test_methods_that_rank_have_scores_and_methods_that_choose_a_set_have_none(method):
-    assert (method(0.5).select(image([6, 5])).scores is None) == issubclass(method, SetPruner)
+# --- by name ---
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from towered import features, inside, known
+from towered import features, inside, known, two_views, view_of
 
 from gprune import PRUNERS, DecoderPruner, Foreground, Method, NonFiniteFeatures, Pruner, ToMe, View, VisualTokens
 from gprune.checks import Above, Accepted, Between, Count, OneOf
@@ -136,6 +136,28 @@ def test_a_batch_keeps_what_its_images_keep_alone(method, keep):
         if values is not None:
             expected = torch.cat([getattr(each, parts) for each in own])
             torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"random"}))
+def test_views_are_pruned_apart(name):
+    """All but Random, whose draw is one for an image."""
+    pruner, tokens = SELECTING[name](0.5), two_views()
+    both = pruner.select(reaching(pruner, tokens))
+    first, second = (pruner.select(reaching(pruner, view_of(tokens, number))) for number in (0, 1))
+    assert both.kept.tolist() == [*first.kept.tolist(), 16, *(17 + second.kept).tolist()]
+    if both.features is not None:
+        expected = torch.cat([first.features, tokens.features[16:17], second.features])
+        torch.testing.assert_close(both.features, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"tome", "foreground", "background"}))
+@pytest.mark.parametrize("keep", [0.3, 7, 1.0])
+def test_with_image_scope_all_views_of_an_image_are_one(name, keep):
+    """All but those for which views must lie apart: in the tower, or on the grid of the picture."""
+    tokens = VisualTokens.cat([image([16, 24], seed=1), image([9, 16, 1], seed=3)])
+    kept = SELECTING[name](keep, scope="image").select(tokens).kept
+    assert torch.equal(kept, SELECTING[name](keep).select(tokens.per_image()).kept)
+    assert len(kept) == kept_count(40, keep) + 2 + kept_count(26, keep) + 3
 
 
 @every_selecting
