@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,7 +211,7 @@ def test_any_other_error_is_one_line_and_code_1(
     def fail(*_: Any, **__: Any) -> None:
         raise ArithmeticError
 
-    monkeypatch.setattr(sys.modules["gprune.cli.ask"], "_answer", fail)
+    monkeypatch.setattr("gprune.answering.reply", fail)
     result = run("ask", photos["coffee"], "hi", "--json", "--picture", "kept.png")
     assert (result.code, result.out, result.err) == (1, "", "gprune: ArithmeticError\n")
     assert not list(Path().iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import TextIteratorStreamer
 
+from ..answering import Reply, reply
 from ..attach import ImageReport, refusal
 from ..attach.tokens import reports_of, visual_tokens
 from ..cost import Cost, cost, countable, measure
@@ -272,26 +272,25 @@ class Studio:
     def _answer(self, subject: Subject, inputs: Any, method: str, pruner: Method) -> Iterator[Answer]:
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
-        def generate() -> tuple[float, list[ImageReport]]:
+        def generate() -> Reply:
             # The lock is held here, and not by the caller, who may never come back for the next word.
             try:
                 with self._lock, pruner.attach(self.model) as run:
-                    started = time.perf_counter()
-                    self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, streamer=streamer)
-                    return time.perf_counter() - started, run.images
+                    [made] = reply(run, self.processor, inputs, max_new_tokens=MAX_NEW_TOKENS, streamer=streamer)
+                    return made
             finally:
                 streamer.on_finalized_text("", stream_end=True)
 
         answer = Answer(method)
         with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(generate)
+            work = pool.submit(generate)
             for piece in streamer:
                 answer = replace(answer, text=(answer.text + piece).lstrip())
                 yield answer
-            seconds, reports = made.result()
+            made = work.result()
         if pruner.acts == "in the LLM":
-            subject.inside[method, float(pruner.keep)] = reports[0]
-        yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=seconds)
+            subject.inside[method, float(pruner.keep)] = made.images[0]
+        yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=made.seconds)
 
     def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:
         if not countable(self.model.config, method):

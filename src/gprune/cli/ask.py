@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,29 +54,34 @@ def ask(
         pictures = [open_image(path) for path in images]
         if picture is not None:
             from ..draw import centre_crop, draw, tiles_of
+    from transformers import TextStreamer
+
+    from ..answering import reply
+
     net, processor = load(model)
     inputs = build_inputs(net, processor, [(pictures, question)])
     rows, reports = [], []
     if len(runs) > 1:
-        _answer(net, processor, inputs, max_new_tokens=1, stream=False)  # or else the first run would look slow
+        net.generate(**inputs, max_new_tokens=1, do_sample=False)  # or else the first run would look slow
     for name, pruner in runs:
         spent = _cost(net, inputs, [(each.height, each.width) for each in pictures], pruner)
         if not as_json:
             print(f"{name}{'' if pruner.acts == 'nowhere' else f' keep={pruner.keep}'}: ", end="")
+        streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with pruner.attach(net) as run:
-            answer, seconds = _answer(net, processor, inputs, max_new_tokens, stream=not as_json)
-        reports += [(f"{name} keep={pruner.keep}", report) for report in run.images[:1]]
+            [answer] = reply(run, processor, inputs, max_new_tokens=max_new_tokens, streamer=streamer)
+        reports += [(f"{name} keep={pruner.keep}", report) for report in answer.images[:1]]
         rows.append(
             {
                 "method": name,
                 "keep": pruner.keep,
-                "answer": answer,
+                "answer": answer.text.strip(),
                 "visual_tokens": spent.visual_tokens,
                 "kept_tokens": spent.kept_tokens,
                 "prompt_tokens": spent.prompt_tokens,
                 "flops": spent.total,
                 "kv_bytes": spent.kv_bytes,
-                "seconds": round(seconds, 4),
+                "seconds": round(answer.seconds, 4),
             }
         )
     if picture is not None:
@@ -103,17 +107,6 @@ def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], method: Method)
     visual = int((ids == placeholder(model.config)).sum())
     with checking_input():
         return cost(model, sizes, ids.shape[1] - visual, method)
-
-
-def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, stream: bool) -> tuple[str, float]:
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    started = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-    seconds = time.perf_counter() - started
-    answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer.strip(), seconds
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 
 from .models import EMBEDDED
 from .options import AsJson, Model, WrongInput, checking_input, print_json, print_table, read_pruners
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..batch import Engine, Progress, Summary
@@ -94,12 +95,7 @@ def batch(
 @contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
     """Rows done, rows a second and tokens saved, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("starting")
 
         def show(state: Progress) -> None:

@@ -24,6 +24,7 @@ from .options import (
     read_pruners,
     read_size,
 )
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.throughput import Prompts, Setting, Speed
@@ -83,11 +84,7 @@ def bench(
             net.set_attn_implementation(attention)
     runs, reasons = possible(net, runs)
     left_out = list(dict.fromkeys(reasons))  # often the same at every ratio
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(settings) * len(runs) * (repeats + 1))
 
         def finished(speed: Speed) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from .models import EMBEDDED
 from .options import Keeps, Methods, Model, WrongInput, checking_input, read_list, read_pruners
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Cell, Key
@@ -123,17 +124,10 @@ class Bars:
     """How many cells are measured, and how many documents of the one at hand, on standard error."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         from ..evaluate.processes import is_first
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # This very stream: what is printed while a cell is measured is held back.
-        console = Console(file=sys.stderr)
-        self._progress = Progress(
-            *columns, console=console, disable=not is_first(), redirect_stdout=False, redirect_stderr=False
-        )
+        # What is printed while a cell is measured is held back elsewhere.
+        self._progress = progress_bar(disable=not is_first(), redirect_stdout=False, redirect_stderr=False)
         self._cells = self._progress.add_task("cells")
         self._documents = self._progress.add_task("", visible=False)
 

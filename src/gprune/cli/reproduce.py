@@ -12,6 +12,7 @@ import typer
 
 from .models import EMBEDDED, load
 from .options import Model, WrongInput, checking_input, read_list
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Key
@@ -188,16 +189,12 @@ def _measure(
     batch_size: int | None,
     output: Path,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..evaluate.reproduce import measurer, write_measured
     from ..evaluate.runs import run
 
     possible = {name: [key for key in keys if key.name not in refused] for name, keys in wanted.items()}
     measure = measurer(batch_size)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("", total=sum(map(len, possible.values())))
         for experiment in measured:
             cells = run(

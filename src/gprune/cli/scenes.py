@@ -24,6 +24,7 @@ from .options import (
     print_json,
     read_pruners,
 )
+from .progress import progress_bar
 
 
 def scenes(
@@ -56,17 +57,13 @@ def scenes(
     files = [] if output is None else output_files(output)
     net, processor = load(model)
     runs, impossible = possible(net, runs)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..attach import verify
     from ..scenes.benchmark import evaluate, examples, flops, mixed_inputs, rows
 
     verify(net, mixed_inputs(net, processor))
     tests = list(examples("test", limit))
     table: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(runs) * len(tests))
         for name, pruner in runs:
             progress.update(task, description=f"{name} keep={pruner.keep}")

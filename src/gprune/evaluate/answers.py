@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
-from ..attach import ImageReport, Run
+from ..answering import reply
+from ..attach import Run
 from ..cost import measure
-from ..host import placeholder
 from ..prompt import Chat, build_chat_inputs
 
 MAX_NEW_TOKENS = 1024
@@ -39,7 +37,6 @@ class Answer:
     error: str | None = None
 
 
-@torch.no_grad()
 def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: Mapping[str, Any]) -> list[Answer]:
     """Answer a batch of conversations.
 
@@ -60,16 +57,9 @@ def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: M
         if len(chats) == 1:
             return [Answer(error=describe(error))]
         return [each for chat in chats for each in answer(model, processor, run, [chat], given)]
-    ids = inputs["input_ids"]
-    visual = (ids == placeholder(model.config)).sum(1).tolist()
-    started = time.perf_counter()
-    output = model.generate(**inputs, **generation_arguments(given))
-    texts = processor.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    seconds = (time.perf_counter() - started) / len(chats)
-    kept = visual if run.method.acts == "nowhere" else _kept(run.images, visual)
     return [
-        Answer(cut(text, given.get("until")), tokens, left, seconds)
-        for text, tokens, left in zip(texts, visual, kept, strict=True)
+        Answer(cut(each.text, given.get("until")), each.visual_tokens, each.kept_tokens, each.seconds)
+        for each in reply(run, processor, inputs, **generation_arguments(given))
     ]
 
 
@@ -110,17 +100,3 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
 def describe(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _kept(reports: Sequence[ImageReport], visual: Sequence[int]) -> list[float]:
-    """Tokens kept of each conversation, whose images follow one another in `reports`.
-
-    Without any visual tokens the reports are those of an earlier call, and are left alone.
-    """
-    left, kept = iter(reports), []
-    for tokens in visual:
-        own: list[ImageReport] = []
-        while sum(report.n_before for report in own) < tokens:
-            own.append(next(left))
-        kept.append(sum(report.ratio * report.n_before for report in own))
-    return kept

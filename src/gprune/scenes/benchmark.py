@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import host
+from ..answering import reply
 from ..cost import UNPRUNED, measure
 from ..prompt import build_inputs
 from ..pruners import Foreground, Method
@@ -71,7 +70,6 @@ def mixed_inputs(model: Any, processor: Any) -> Any:
     return _inputs(model, processor, list(sizes.values()))
 
 
-@torch.no_grad()
 def evaluate(
     model: Any,
     processor: Any,
@@ -97,22 +95,18 @@ def evaluate(
     outcomes: dict[int, Outcome] = {}
     for batch in _batches(tests, batch_size):
         inputs, masked = _inputs(model, processor, batch), _masked(method, batch)
-        started = time.perf_counter()
         with masked.attach(model) as run:
-            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        seconds = (time.perf_counter() - started) / len(batch)
-        visual = (inputs["input_ids"] == host.placeholder(model.config)).sum(1).tolist()
-        answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, (example, answer) in enumerate(zip(batch, answers, strict=True)):
-            report = run.images[i] if run.images else None
+            replies = reply(run, processor, inputs, max_new_tokens=MAX_NEW_TOKENS)
+        for example, each in zip(batch, replies, strict=True):
+            answer = each.text.strip()
             outcomes[example.index] = Outcome(
                 example.question.category,
-                answer.strip(),
-                answer.strip().lower() == example.question.answer,
-                visual[i],
-                visual[i] if report is None else report.ratio * report.n_before,
-                None if report is None else report.edge_share,
-                seconds,
+                answer,
+                answer.lower() == example.question.answer,
+                each.visual_tokens,
+                each.kept_tokens,
+                each.images[0].edge_share if each.images else None,
+                each.seconds,
             )
         progress(len(batch))
     return [outcomes[example.index] for example in tests]
