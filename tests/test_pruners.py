@@ -151,12 +151,6 @@ def test_the_scope_image_is_one_graph_with_one_budget():
     assert torch.equal(whole.edge_share, joined.edge_share)
 
 
-def test_fixed_rows_are_in_no_graph():
-    tokens = image([16])
-    alone = scores_of(GPrune(0.5), tokens.features[:16])
-    torch.testing.assert_close(scores_of(GPrune(0.5), tokens)[:16], alone)
-
-
 def test_memory_changes_nothing():
     tokens = VisualTokens.cat([image([12, 12, 5, 600], seed=seed) for seed in range(4)])
     whole = GPrune(0.5).select(tokens)

@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 class Accepted(ABC):
     """What a setting accepts: `value in accepted`; `str(accepted)` says it in an error."""
 
-    kinds: tuple[type, ...]
+    kinds: tuple[type, ...] = (int, float)
     """The types of its values; bool, which Python counts as int, is never one."""
 
     @abstractmethod
@@ -26,10 +26,10 @@ class Accepted(ABC):
     def __str__(self) -> str: ...
 
     def finding(self, value: Any) -> str:
-        """What is wrong with a value of one of the `kinds`."""
+        """What is wrong with another value of these types."""
         return "is out of range"
 
-    def remedy(self, name: str, value: Any, default: Any) -> str:
+    def remedy(self, value: Any, default: Any) -> str:
         """What to do instead."""
         return "leave it out" if default is None else f"leave it out for {default!r}"
 
@@ -40,7 +40,6 @@ class Between(Accepted):
 
     least: float
     most: float
-    kinds = (int, float)
 
     def __contains__(self, value: float) -> bool:
         return self.least <= value <= self.most
@@ -54,7 +53,6 @@ class Above(Accepted):
     """A finite number above `bound`."""
 
     bound: float
-    kinds = (int, float)
 
     def __contains__(self, value: float) -> bool:
         return self.bound < value < math.inf
@@ -109,12 +107,7 @@ def setting(default: _T, accepted: Accepted) -> _T:
 
 
 def check_settings(owner: Any) -> None:
-    """Check every `setting` of a dataclass's instance.
-
-    Raises:
-        BadType: a value has a type that its setting does not accept.
-        BadValue: a value is out of its setting's range.
-    """
+    """Raise BadType or BadValue unless every `setting` of a dataclass's instance is accepted."""
     for each in fields(owner):
         value, accepted = getattr(owner, each.name), each.metadata.get("accepted")
         if accepted and not (value is None and each.default is None):
@@ -122,16 +115,8 @@ def check_settings(owner: Any) -> None:
 
 
 def check_value(name: str, value: Any, accepted: Accepted, default: Any = None) -> None:
-    """Check one value.
-
-    Args:
-        name: what the user calls the value.
-        default: what it is when left out.
-
-    Raises:
-        BadType, BadValue: see `check_settings`.
-    """
-    advice = f"accepted is {accepted}; {accepted.remedy(name, value, default)}"
+    """Raise BadType or BadValue unless the value is accepted that users call `name`, and need not give."""
+    advice = f"accepted is {accepted}; {accepted.remedy(value, default)}"
     if isinstance(value, bool) or not isinstance(value, accepted.kinds):
         kind = type(value).__name__
         raise BadType(f"{name}={value!r} is {'an' if kind == 'int' else 'a'} {kind}; {advice}")

@@ -127,8 +127,6 @@ class VisualTokens:
 class Budget(Accepted):
     """A ratio of the tokens or a number of them."""
 
-    kinds = (float, int)
-
     def __contains__(self, keep: Keep) -> bool:
         return keep >= 1 if isinstance(keep, int) else 0 < keep <= 1
 
@@ -136,13 +134,13 @@ class Budget(Accepted):
         return "a float in (0, 1], which is a ratio, or an int >= 1, which is a number of tokens per image"
 
     def finding(self, keep: Keep) -> str:
-        """A number may be too small, a ratio may be none."""
+        """A number keeps no token, a float is no ratio."""
         return "keeps no token" if isinstance(keep, int) else "is not a ratio"
 
-    def remedy(self, name: str, keep: Any, default: Any) -> str:
+    def remedy(self, keep: Any, default: Any) -> str:
         """A float such as 30.0 may be meant as a number."""
-        meant = isinstance(keep, float) and keep > 1 and keep.is_integer()
-        return f"pass {name}={int(keep)}" if meant else f"pass for example {name}=0.3 or {name}=128"
+        meant = int in self.kinds and isinstance(keep, float) and keep > 1 and keep.is_integer()
+        return f"pass keep={int(keep)}" if meant else "pass for example keep=0.3"
 
 
 def check_keep(keep: Keep) -> None:

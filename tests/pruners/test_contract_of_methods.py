@@ -20,7 +20,6 @@ from gprune import PRUNERS, DecoderPruner, Foreground, Method, NonFiniteFeatures
 from gprune.checks import Above, Accepted, Between, Count, OneOf
 from gprune.errors import BadType, BadValue, GpruneError
 from gprune.pruners import get_pruner
-from gprune.pruners.decoder import Share
 from gprune.tokens import Budget, kept_count
 
 MASK = torch.arange(48).view(6, 8) % 5 < 2
@@ -287,9 +286,7 @@ def out_of_range(accepted: Accepted) -> list[Any]:
         case OneOf():
             return ["", "nonsense"]
         case Budget():
-            return [*no_number, 0, -1, 0.0, -0.3, math.nextafter(1, 2), 30.0]
-        case Share():
-            return [*no_number, 0.0, -0.3, math.nextafter(1, 2)]
+            return [*no_number, 0.0, -0.3, math.nextafter(1, 2), 30.0, *([0, -1] if int in accepted.kinds else [])]
     raise NotImplementedError(accepted)
 
 

@@ -10,20 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from towered import clustered, features
 
-from gprune import DivPrune, View, VisualTokens
+from gprune import DivPrune
 from gprune.pruners.divprune import farthest_first
-
-
-def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
-
-
-def clustered(n: int, seed: int = 0) -> Tensor:
-    """Tokens scattered closely about a few directions."""
-    centres = features(4, seed=seed + 100)
-    return centres[torch.arange(n) ** 2 % 4] + 0.05 * features(n, seed=seed)
 
 
 def distances(tokens: Tensor) -> np.ndarray:
@@ -133,10 +123,3 @@ def test_a_token_without_a_direction_is_orthogonal_to_all():
     assert kept(tokens, 2) == [0, 1]
     assert kept(tokens, 3) == [0, 1, 3]
     assert kept(torch.zeros(3, 4), 2) == [0, 1]
-
-
-def test_views_are_chosen_from_apart_and_fixed_rows_count_for_nothing():
-    tokens = features(41)
-    views = (View(torch.arange(16), (4, 4)), View(torch.arange(17, 41)))
-    chosen = DivPrune(0.25).select(VisualTokens(tokens, views, (41,))).kept.tolist()
-    assert chosen == [*greedy(tokens[:16], 4), 16, *(17 + i for i in greedy(tokens[17:], 6))]

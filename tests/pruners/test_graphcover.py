@@ -11,22 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from towered import clustered, features
 
 from gprune import GPrune, GraphCover, View, VisualTokens
 from gprune.cli.options import read_pruners
 from gprune.kernels.gram import Gram
 from gprune.pruners.graphcover import greedy_cover
-
-
-def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
-
-
-def clustered(n: int, seed: int = 0) -> Tensor:
-    """Tokens scattered closely about a few directions."""
-    centres = features(4, seed=seed + 100)
-    return centres[torch.arange(n) ** 2 % 4] + 0.05 * features(n, seed=seed)
 
 
 def similarities(tokens: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -159,18 +149,6 @@ def test_a_region_that_gprune_loses_keeps_its_representative():
 @pytest.mark.parametrize("tokens", [torch.eye(9), torch.ones(9, 4), torch.zeros(9, 4)], ids=["apart", "equal", "zero"])
 def test_tokens_that_say_equally_much_go_by_index(tokens):
     assert kept(tokens, 4) == [0, 1, 2, 3]
-
-
-def test_one_token():
-    assert kept(torch.tensor([[0.5, 2]]), 1) == [0]
-
-
-def test_views_are_covered_apart_and_fixed_rows_count_for_nothing():
-    tokens = features(41)
-    views = (View(torch.arange(16), (4, 4)), View(torch.arange(17, 41)))
-    chosen = GraphCover(0.25).select(VisualTokens(tokens, views, (41,))).kept.tolist()
-    first, second = (greedy(*similarities(tokens[view.rows], 0.1), k) for view, k in zip(views, (4, 6), strict=True))
-    assert chosen == [*sorted(first), 16, *sorted(17 + i for i in second)]
 
 
 def test_with_image_scope_a_view_need_not_repeat_what_another_has():

@@ -11,20 +11,11 @@ from bipartite import merge_once, merge_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from towered import clustered, features
 
 from gprune import ToMe, View, VisualTokens, kept_count
 from gprune.pruners import Selection
 from gprune.pruners.tome import average, soft_matching, tokens_after_layers
-
-
-def features(n: int, d: int = 8, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, d, generator=generator) + torch.randn(d, generator=generator)
-
-
-def clustered(n: int, seed: int = 0) -> Tensor:
-    """Tokens scattered closely about a few directions."""
-    return features(4, seed=seed + 100)[torch.arange(n) ** 2 % 4] + 0.05 * features(n, seed=seed)
 
 
 def merged(tokens: VisualTokens | Tensor, keep: float) -> tuple[list[int], Tensor]:

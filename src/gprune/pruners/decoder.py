@@ -6,13 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from ..checks import Accepted, OneOf, setting
+from ..checks import OneOf, setting
 from ..errors import UnfitSettings
-from ..tokens import Keep, kept_count
+from ..tokens import Budget, Keep, kept_count
 from .base import Acts, Method
 
 Match = Literal["tokens", "flops"]
@@ -44,20 +44,13 @@ class InsideTokens:
         return self.states.shape[0]
 
 
-class Share(Accepted):
-    """A share of the tokens, on average over the layers."""
+class Share(Budget):
+    """A ratio of the tokens, on average over the layers."""
 
     kinds = (float,)
 
-    def __contains__(self, keep: float) -> bool:
-        return 0 < keep <= 1
-
     def __str__(self) -> str:
         return "a float in (0, 1], the share of visual tokens on average over the layers of the LLM"
-
-    def remedy(self, name: str, keep: Any, default: Any) -> str:
-        """A number of tokens is none of the layers' average."""
-        return f"pass for example {name}=0.5"
 
 
 @dataclass
