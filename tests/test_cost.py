@@ -27,9 +27,14 @@ from transformers import (
 )
 
 from gprune.architectures import architecture
-from gprune.cost import Cost, cost, measure
-from gprune.pruners import VTW, Chain, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
+from gprune.cost import Cost, cost, cost_of_prompt, measure
+from gprune.named import parse_pruner
+from gprune.prompt import build_inputs
+from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
+from gprune.scenes.benchmark import examples
+from gprune.scenes.model import load_embedded
 from gprune.tiling import Tiling, tiling
+from gprune.tokens import View, VisualTokens
 
 TILE, PATCH = 28, 7
 SIDE = TILE // PATCH
@@ -215,7 +220,7 @@ def test_scope_image_ranks_all_tokens_of_an_image_together() -> None:
 
 
 @pytest.mark.parametrize("pruner", [Random(0.3), Uniform(0.3), L2Norm(0.3)])
-def test_only_the_graph_has_a_cost_of_its_own(pruner: Any) -> None:
+def test_methods_without_products_choose_for_nothing(pruner: Any) -> None:
     assert cost(llava_next(), [(30, 40)], 5, keep=pruner) == cost(llava_next(), [(30, 40)], 5, keep=0.3)
 
 
@@ -320,6 +325,58 @@ def test_measured_cost_is_the_counted_one() -> None:
         assert (found.prompt_tokens, found.kv_bytes) == (counted.prompt_tokens, counted.kv_bytes)
         assert found.total == counted.total
         assert found.decode_flops == counted.decode_flops
+
+
+INSIDE = [name for name, kind in PRUNERS.items() if issubclass(kind, DecoderPruner)]
+BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome", *INSIDE)]
+
+
+def method_of(name: str, keep: float) -> Any:
+    """A method before the LLM, by its name."""
+    masked = name in PRUNERS and "place" in PRUNERS[name].needs
+    return PRUNERS[name](keep, mask=torch.ones(2, 2, dtype=torch.bool)) if masked else parse_pruner(name, keep)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.1])
+@pytest.mark.parametrize("name", BEFORE)
+def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
+    pruner, generator = method_of(name, keep), torch.Generator().manual_seed(0)
+    for count, width, key_width in ((64, 160, 32), (300, 48, 16)):
+        beside = {"attention": torch.rand(count, generator=generator)}
+        beside["keys"] = torch.randn(count, key_width, generator=generator)
+        features = torch.randn(count, width, generator=generator)
+        questions = (torch.randn(5, width, generator=generator),)
+        tokens = VisualTokens(features, (View(torch.arange(count), (count // 4, 4)),), (count,), beside, questions)
+        with FlopCounterMode(display=False) as counter:
+            pruner.select(tokens)
+        counted = pruner.selection_flops(count, int(keep * count), width, key_width)
+        # What GraphCover's steps read depends on the picture; of noise it is most.
+        assert counted == pytest.approx(counter.get_total_flops(), rel=0.7 if name == "graphcover" else 0, abs=2**12)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.1])
+@pytest.mark.parametrize("name", BEFORE)
+def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float) -> None:
+    model, processor = load_embedded()
+    pruner, picture = method_of(name, keep), next(examples("test", 1)).picture
+    inputs = build_inputs(model, processor, [([picture], "what is it?")])
+    text = int((inputs["input_ids"] != model.config.image_token_id).sum())
+    counted, found = cost(model, [picture.size[::-1]], text, pruner), measure(model, inputs, pruner)
+    assert counted.total == pytest.approx(found.total, rel=0.005)
+    assert (counted.kept_tokens, counted.kv_bytes) == (found.kept_tokens, found.kv_bytes)
+    assert cost_of_prompt(model, inputs, [picture.size[::-1]], pruner) == counted
+    inside = VTW(0.5)
+    assert cost_of_prompt(model, inputs, [picture.size[::-1]], inside) == measure(model, inputs, inside)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision", "vipllava"])
+@pytest.mark.parametrize("method", ["clsattention", "zerotprune"])
+def test_reading_the_tower_costs_what_is_measured(name: str, method: str) -> None:
+    family = FAMILIES[name]
+    model, inputs = family.model("eager"), family.inputs([[(20, 40)]])
+    text = int((inputs["input_ids"] != IMAGE).sum())
+    pruner = parse_pruner(method, 0.5)
+    assert cost(model, [(20, 40)], text, pruner).total == measure(model, inputs, pruner).total
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,7 +10,7 @@ and softmax count nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from . import host
 from .architectures import architecture
-from .pruners import GPrune, Method, Pruner, Unpruned
+from .pruners import Method, Pruner, Unpruned
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
 
@@ -41,8 +41,9 @@ class Cost:
         visual_tokens: tokens the images become before pruning, newline tokens included.
         kept_tokens: visual tokens that reach the LLM.
         text_tokens: all other tokens of the prompt.
-        flops: floating-point operations by part: "vision" (tower), "projector", "selection" (ranking the
-            visual tokens; 0 but for G-Prune), "prefill" (LLM over the kept prompt, last position's logits).
+        flops: floating-point operations by part: "vision" (tower), "projector", "selection" (what choosing the
+            visual tokens takes, reading the tower for it included), "prefill" (LLM over the kept prompt, last
+            position's logits).
         decode_flops: floating-point operations of the first decode step after the prefill.
         kv_bytes: bytes of the KV cache after the prefill, in the model's dtype.
     """
@@ -99,7 +100,7 @@ def cost(
             f"accepted are methods that act before the LLM; of others gprune.cost.measure counts what a prompt costs"
         )
     budget = keep.keep if isinstance(keep, Method) else keep
-    together = isinstance(keep, Pruner) and keep.scope == "image"
+    pruner = keep if isinstance(keep, Pruner) else None
     check_keep(budget)
     net = _without_weights(model)
     vision, projector, lengths = _count_vision(net, image_sizes)
@@ -107,9 +108,12 @@ def cost(
         _views(net.config, size, length, len(image_sizes)) for size, length in zip(image_sizes, lengths, strict=True)
     ]
     newlines = sum(lengths) - sum(map(sum, views))
-    ranked = [[sum(image)] for image in views] if together else views
-    kept = newlines + sum(sum(kept_count(image, budget)) for image in ranked)
-    selection = _selection_flops(keep, chain(*ranked), net.config.text_config.hidden_size)
+    if pruner is not None and pruner.scope == "image":
+        views = [[sum(image)] for image in views]
+    counts = [kept_count(image, budget) for image in views]
+    kept = newlines + sum(map(sum, counts))
+    tiles = sum(_tiles(net.config, size, len(image_sizes)) for size in image_sizes)
+    selection = 0 if pruner is None else _count_selection(net, tiles, [*chain(*views)], [*chain(*counts)], pruner)
     prefill, decode, kv_bytes = _count_language(net, kept + text_tokens)
     flops = {"vision": vision, "projector": projector, "selection": selection, "prefill": prefill}
     return Cost(sum(lengths), kept, text_tokens, flops, decode, kv_bytes)
@@ -160,6 +164,23 @@ def measure(model: Any, inputs: Mapping[str, Any], method: Method = UNPRUNED) ->
     return Cost(visual, kept, tokens - visual, {"prompt": flops[1]}, flops[0] - flops[1], kv_bytes)
 
 
+def cost_of_prompt(
+    model: Any, inputs: Mapping[str, Any], image_sizes: Sequence[tuple[int, int]], method: Method = UNPRUNED
+) -> Cost:
+    """Cost of one prompt: by `cost` where that can count, else by `measure`.
+
+    Args:
+        model: of transformers, with its weights.
+        inputs: of the model, one prompt as the processor makes it.
+        image_sizes: (height, width) in pixels of each image of the prompt, in order.
+        method: attached for it.
+    """
+    if not countable(model.config, method):
+        return measure(model, inputs, method)
+    text = int((inputs["input_ids"] != host.placeholder(model.config)).sum())
+    return cost(model, image_sizes, text, method)
+
+
 def _without_weights(model: str | PreTrainedConfig | PreTrainedModel) -> Any:
     config: Any = architecture(model) if isinstance(model, str) else getattr(model, "config", model)
     if not countable(config):
@@ -198,6 +219,26 @@ def _count_vision(net: Any, image_sizes: Sequence[tuple[int, int]]) -> tuple[int
     return counter.get_total_flops() - projector_flops, projector_flops, [len(image) for image in features]
 
 
+def _count_selection(net: Any, tiles: int, views: Sequence[int], counts: Sequence[int], pruner: Pruner) -> int:
+    """FLOPs of choosing so many tokens of each view, those of reading the vision tower included."""
+    vision = net.config.vision_config
+    flops, keys = 0, vision.hidden_size // vision.num_attention_heads
+    if {"attention", "keys"} & set(pruner.needs):
+        # One attention layer is run again, up to the logits of the tokens whose attention counts.
+        class_token = host.has_class_token(net.base_model.vision_tower)
+        patches = (vision.image_size // vision.patch_size) ** 2 + class_token
+        logits = patches * vision.hidden_size * (1 if class_token else patches)
+        flops = 2 * tiles * (4 * patches * vision.hidden_size**2 + logits)
+    width = net.config.text_config.hidden_size
+    return flops + sum(pruner.selection_flops(n, k, width, keys) for n, k in zip(views, counts, strict=True))
+
+
+def _tiles(config: Any, size: tuple[int, int], images: int) -> int:
+    """How many tiles the vision tower sees of an image."""
+    lone = config.model_type in ANY_RESOLUTION and not (config.model_type == "llava_onevision" and images > 1)
+    return tiling(config, size).tiles if lone else 1
+
+
 def _views(config: Any, size: tuple[int, int], tokens: int, images: int) -> list[int]:
     """Tokens of each view of an image, given how many visual tokens the model makes of it in all."""
     if config.model_type in ONE_VIEW:
@@ -213,13 +254,6 @@ def _views(config: Any, size: tuple[int, int], tokens: int, images: int) -> list
             f"token; check image_grid_pinpoints and vision_feature_select_strategy of the config"
         )
     return views
-
-
-def _selection_flops(pruner: object, views: Iterable[int], width: int) -> int:
-    """The graph of a view of n tokens is n * n dot products, and each iteration a vector-matrix product."""
-    if not isinstance(pruner, GPrune):
-        return 0
-    return sum(2 * n * n * (width + pruner.iterations) for n in views)
 
 
 @torch.no_grad()

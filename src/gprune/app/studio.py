@@ -15,9 +15,8 @@ from transformers import TextIteratorStreamer
 from ..answering import Reply, reply
 from ..attach import ImageReport, refusal
 from ..attach.tokens import reports_of, visual_tokens
-from ..cost import Cost, cost, countable, measure
+from ..cost import Cost, cost_of_prompt
 from ..draw import centre_crop, tiles_of
-from ..host import placeholder
 from ..kernels.blocks import directions
 from ..models import load
 from ..named import parse_pruner
@@ -293,13 +292,9 @@ class Studio:
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=made.seconds)
 
     def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:
-        if not countable(self.model.config, method):
-            with self._lock:
-                return measure(self.model, inputs, method)
-        ids = inputs["input_ids"]
-        text = int((ids != placeholder(self.model.config)).sum())
         size = subject.picture.height, subject.picture.width
-        return cost(self.model, [size], text, method)
+        with self._lock:
+            return cost_of_prompt(self.model, inputs, [size], method)
 
 
 def _cosines(features: torch.Tensor, index: int) -> torch.Tensor:

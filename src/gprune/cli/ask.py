@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,10 +21,6 @@ from .options import (
     print_table,
     read_pruners,
 )
-
-if TYPE_CHECKING:
-    from ..cost import Cost
-    from ..pruners import Method
 
 
 def ask(
@@ -57,6 +53,7 @@ def ask(
     from transformers import TextStreamer
 
     from ..answering import reply
+    from ..cost import cost_of_prompt
 
     net, processor = load(model)
     inputs = build_inputs(net, processor, [(pictures, question)])
@@ -64,7 +61,7 @@ def ask(
     if len(runs) > 1:
         net.generate(**inputs, max_new_tokens=1, do_sample=False)  # or else the first run would look slow
     for name, pruner in runs:
-        spent = _cost(net, inputs, [(each.height, each.width) for each in pictures], pruner)
+        spent = cost_of_prompt(net, inputs, [(each.height, each.width) for each in pictures], pruner)
         if not as_json:
             print(f"{name}{'' if pruner.acts == 'nowhere' else f' keep={pruner.keep}'}: ", end="")
         streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -95,18 +92,6 @@ def ask(
         columns = ("method", "keep", "visual", "prompt", "GFLOPs", "KV cache", "seconds")
         caption = "FLOPs and KV cache: up to the first new token. Seconds: the whole answer."
         print_table(columns, [_cells(row) for row in rows], caption)
-
-
-def _cost(model: Any, inputs: Any, sizes: list[tuple[int, int]], method: Method) -> Cost:
-    from ..cost import cost, countable, measure
-    from ..host import placeholder
-
-    if not countable(model.config, method):
-        return measure(model, inputs, method)
-    ids = inputs["input_ids"]
-    visual = int((ids == placeholder(model.config)).sum())
-    with checking_input():
-        return cost(model, sizes, ids.shape[1] - visual, method)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

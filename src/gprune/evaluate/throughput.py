@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..cost import Cost, cost, countable, measure
+from ..cost import Cost, cost_of_prompt
 from ..pruners import Method
 from ..tokens import Keep
 
@@ -198,10 +198,7 @@ def _lap(model: Any, inputs: Prompts, method: Method, new_tokens: int) -> Lap:
 
 
 def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, method: Method) -> Cost:
-    """Counted from the config where that can be done, else while the model answers."""
-    if countable(model.config, method):
-        return cost(model, [setting.image_size], setting.text_tokens, method)
-    return measure(model, prompts(setting), method)
+    return cost_of_prompt(model, prompts(setting), [setting.image_size], method)
 
 
 def _if_memory_lasts(work: Callable[[], T]) -> T | None:

@@ -20,6 +20,11 @@ def gram(vectors: Tensor) -> Tensor:
     return products
 
 
+def gram_flops(count: int, width: int) -> int:
+    """Floating-point operations of `gram` of so many vectors of this width."""
+    return sum(2 * width * (block.stop - block.start) * (count - block.start) for block in row_blocks(count))
+
+
 class Gram:
     """`gram`, kept if there is room for it, else computed a few rows at a time whenever they are read.
 

@@ -166,6 +166,16 @@ class Pruner(Method):
         """What a user should hear about a selection that means little, or None."""
         return None
 
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """Floating-point operations of choosing tokens of one view, those of its matrix products: 2 per multiply-add.
+
+        Args:
+            count, kept: tokens of the view, and how many of them are kept.
+            width: of the features.
+            key_width: of the vision tower's keys, for methods that need them.
+        """
+        return 0
+
     @abstractmethod
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         """Keep counts[i] tokens of tokens.views[i]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..checks import Between, setting
-from ..kernels.gram import gram
+from ..kernels.gram import gram, gram_flops
 from ..tokens import VisualTokens
 from .base import Need, Pruner, Selection
 
@@ -60,6 +60,10 @@ class BAT(Pruner):
             merged[view.rows] = weighted_means(features, weights, stands)
         rows = kept.nonzero().squeeze(1)
         return Selection(rows, attention.masked_fill(tokens.fixed, torch.nan), features=merged[rows])
+
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The products of all pairs, and the means."""
+        return gram_flops(count, width) + 2 * count**2 * width if kept else 0
 
     def _stands(self, features: Tensor, attention: Tensor, k: int) -> Tensor:
         """int64 [n], which of the k tokens that are kept of a view stands for each of its n; -1 for those dropped."""

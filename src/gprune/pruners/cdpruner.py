@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..kernels.gram import Gram
+from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
@@ -48,6 +48,10 @@ class CDPruner(SetPruner):
         directions = normalize(features, dim=-1)
         relevant = relevance(features, tokens.questions[view.image])
         return view.rows[greedy_map(relevant[:, None] * directions, relevant, k)]
+
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The products of all pairs; each step that of the rows of those before with one column."""
+        return gram_flops(count, width) + count * kept * (kept - 1) if kept else 0
 
 
 def relevance(features: Tensor, question: Tensor) -> Tensor:

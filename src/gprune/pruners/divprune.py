@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..kernels.gram import Gram
+from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import SetPruner
 
@@ -32,6 +32,10 @@ class DivPrune(SetPruner):
         with torch.autocast(tokens.features.device.type, enabled=False):
             directions = normalize(tokens.features[view.rows].float(), dim=-1)
             return view.rows[farthest_first(directions, k)]
+
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The products of all pairs."""
+        return gram_flops(count, width) if kept else 0
 
 
 def farthest_first(directions: Tensor, k: int, max_memory: int | None = None) -> Tensor:

@@ -62,6 +62,10 @@ class GPrune(ScorePruner):
             f"keep; {remedy}, until the share of edges lies well between none and all"
         )
 
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The graph is the products of all pairs, and each iteration that of a vector and a matrix."""
+        return 2 * count**2 * (width + self.iterations)
+
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         scores, edge_share, isolated_share = self._graph(tokens)
         return replace(keep_top(scores, tokens, counts), edge_share=edge_share, isolated_share=isolated_share)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import Above, setting
 from ..graph import initial_scores
 from ..kernels.blocks import directions
-from ..kernels.gram import Gram
+from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import SetPruner
 
@@ -49,6 +49,10 @@ class GraphCover(SetPruner):
         with torch.autocast(features.device.type, enabled=False):
             similarity = Gram(directions(features), self._weight)
             return view.rows[greedy_cover(similarity, initial_scores(features), k)]
+
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The products of all pairs, and the first gains; how many rows the steps read depends on the picture."""
+        return gram_flops(count, width) + 2 * count**2 if kept else 0
 
     def _weight(self, cosine: Tensor) -> Tensor:
         """s, float64, of cosines, which are NaN where a token of norm 0 points nowhere."""

@@ -87,6 +87,15 @@ class ToMe(Pruner):
         """Whether the LLM gets averages in the place of what the encoder made."""
         return self.where == "tokens"
 
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """Of every round the likeness of both halves, and the sums; what is merged in the tower is not chosen here."""
+        flops, n = 0, count if self.where == "tokens" and kept else kept
+        while n > kept:
+            merges, second = min(n // 2, n - kept), n // 2
+            flops += 2 * (n - second) * second * width + 2 * merges * second * (width + 1)
+            n -= merges
+        return flops
+
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         return _merged_before(tokens, counts) if self.where == "vision" else _merge(tokens, counts)
 

@@ -51,6 +51,11 @@ class VisionZip(Pruner):
         rows = kept.nonzero().squeeze(1)
         return Selection(rows, attention.float().masked_fill(tokens.fixed, torch.nan), features=merged[rows])
 
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """Of the contextual tokens and all that are not dominant: the likeness of keys, and the means."""
+        contextual = kept * CONTEXTUAL // OF
+        return 2 * contextual * (count - kept + contextual) * (key_width + width)
+
 
 def nearest(keys: Tensor, targets: Tensor) -> Tensor:
     """Which of the targets, int64 [m], has the nearest of the keys [n, dk] to each: int64 [n]; a target has itself."""

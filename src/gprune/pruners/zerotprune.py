@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..kernels.gram import gram
+from ..kernels.gram import gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import Need, SetPruner
 
@@ -48,6 +48,12 @@ class ZeroTPrune(SetPruner):
         stays = torch.ones_like(order, dtype=torch.bool)
         stays[dropped] = False
         return view.rows[order[stays]]
+
+    def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
+        """The products of all pairs of keys, the steps of PageRank, and the likeness of those that are left."""
+        left = kept + min((count - kept) // 2, kept)
+        steps, likeness = 2 * POWER_STEPS * count**2, 2 * key_width * (left // 2) * (left - left // 2)
+        return gram_flops(count, key_width) + steps + likeness if kept else 0
 
 
 def pagerank(attention: Tensor) -> Tensor:

@@ -113,9 +113,19 @@ def evaluate(
 
 
 def flops(model: Any, processor: Any, tests: Sequence[Example], method: Method = UNPRUNED) -> float:
-    """Floating-point operations per picture up to the first token of its answer: the mean over one batch of `tests`."""
-    batch = next(_batches(tests, size=8))
-    return measure(model, _inputs(model, processor, batch), _masked(method, batch)).total / len(batch)
+    """Floating-point operations per picture up to the first token of its answer: the mean over `tests`.
+
+    Pictures of one size with questions of one length cost the same, so that one of them is measured.
+    """
+    alike: dict[tuple[tuple[int, int], int], list[Example]] = {}
+    for example in tests:
+        length = len(processor.tokenizer(example.question.question).input_ids)
+        alike.setdefault((example.picture.size, length), []).append(example)
+    total = 0
+    for group in alike.values():
+        inputs = _inputs(model, processor, group[:1])
+        total += len(group) * measure(model, inputs, _masked(method, group[:1])).total
+    return total / len(tests)
 
 
 def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome], spent: float) -> list[dict[str, Any]]:
