@@ -93,22 +93,23 @@ def evaluate(
         One outcome per example, in their order. `right` is exact match without regard to case.
     """
     outcomes: dict[int, Outcome] = {}
-    for batch in _batches(tests, batch_size):
-        inputs, masked = _inputs(model, processor, batch), _masked(method, batch)
-        with masked.attach(model) as run:
-            replies = reply(run, processor, inputs, max_new_tokens=MAX_NEW_TOKENS)
-        for example, each in zip(batch, replies, strict=True):
-            answer = each.text.strip()
-            outcomes[example.index] = Outcome(
-                example.question.category,
-                answer,
-                answer.lower() == example.question.answer,
-                each.visual_tokens,
-                each.kept_tokens,
-                each.images[0].edge_share if each.images else None,
-                each.seconds,
-            )
-        progress(len(batch))
+    shown: list[Example] = []
+    with _masked(method, shown).attach(model) as run:
+        for batch in _batches(tests, batch_size):
+            shown[:] = batch
+            replies = reply(run, processor, _inputs(model, processor, batch), max_new_tokens=MAX_NEW_TOKENS)
+            for example, each in zip(batch, replies, strict=True):
+                answer = each.text.strip()
+                outcomes[example.index] = Outcome(
+                    example.question.category,
+                    answer,
+                    answer.lower() == example.question.answer,
+                    each.visual_tokens,
+                    each.kept_tokens,
+                    each.images[0].edge_share if each.images else None,
+                    each.seconds,
+                )
+            progress(len(batch))
     return [outcomes[example.index] for example in tests]
 
 
@@ -163,10 +164,10 @@ def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
     return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
 
 
-def _masked(method: Method, batch: Sequence[Example]) -> Method:
-    """A method that goes by the foreground of the pictures, with that of these pictures."""
+def _masked(method: Method, shown: Sequence[Example]) -> Method:
+    """A method that goes by the foreground of the pictures, with that of those that are shown when it is asked."""
     if isinstance(method, Foreground):
-        return replace(method, mask=[torch.from_numpy(example.foreground) for example in batch])
+        return replace(method, mask=lambda picture: torch.from_numpy(shown[picture].foreground))
     return method
 
 
