@@ -65,8 +65,6 @@ SAYS = {
     "architectures.py": {"image_token_id", "fullatt_block_indexes"},
     # vLLM's names, in its own contract, which are the same words.
     "serve/qwen.py": {"image_token_id"},
-    # Layers of a vision tower, which are those of one family of towers.
-    "attach/merging.py": {"self_attn"},
 }
 
 

@@ -23,7 +23,7 @@ from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
 from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.image_processing_utils import select_best_resolution
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate
@@ -164,6 +164,10 @@ def columns_of(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments that tell attention kernels where the sequences of a pack begin."""
+
+
 def counter_of(cache: Any) -> Any:
     """The same as the cache itself counts: of a static cache a tensor on its device, which compiled code can read."""
     return cache.get_seq_length()
@@ -172,6 +176,12 @@ def counter_of(cache: Any) -> Any:
 def capacity_of(cache: Any) -> int | None:
     """How many columns a KV cache has room for, if that is fixed beforehand, as for compiled decoding."""
     return int(cache.get_max_length()) if isinstance(cache, StaticCache) else None
+
+
+def last_layer(cache: Any) -> Any:
+    """The last layer of a cache whose `keys`, [B, heads, columns, d], hold every column; None if there is none."""
+    layers = [layer for layer in getattr(cache, "layers", ()) if type(layer) in (DynamicLayer, StaticLayer)]
+    return layers[-1] if layers and layers[-1].keys is not None else None
 
 
 def uneven_layers(cache: Any) -> set[str]:
@@ -426,6 +436,10 @@ def check_rope_3d(model: PreTrainedModel, expected: bool) -> None:
             f"{kind} has {_POSITIONS_3D} in transformers {installed()}: it numbers visual tokens along three axes, and "
             f"did not in any version that was tested; accepted is {SUPPORTED}; pip install '{SUPPORTED}'"
         )
+
+
+ROPE_INDEX = "get_rope_index"
+"""The method of a base model that numbers a prompt along three axes, for `generate()` too."""
 
 
 def rope_offset(model: PreTrainedModel) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ..host import ALIGNED, LOGITS, TOKEN_TYPES
+from ..host import ALIGNED, LOGITS, PACKED, TOKEN_TYPES
 from .positions import read_positions, token_row
 from .state import CacheState
 
@@ -43,6 +43,24 @@ def check_mask(call: dict[str, Any]) -> None:
         raise ValueError(
             f"attention_mask is {given}; pruning shortens the sequence, so it needs the processor's 2-D mask "
             f"[batch, length]; pass that, or none if nothing is padded"
+        )
+
+
+def check_unpacked(model: PreTrainedModel, call: dict[str, Any], cached: int) -> None:
+    """Raise ValueError if the rows of a call are packs of sequences, whose ends would be lost with dropped tokens."""
+    packed = any(call.get(name) is not None for name in PACKED)
+    positions = call.get("position_ids")
+    if positions is not None and call.get("attention_mask") is None and not cached:
+        tokens = token_row(model, positions)
+        steps = None if tokens is None else tokens.diff(dim=-1)
+        # Without a cache, a gap ends a sequence too.
+        alone = call.get("use_cache") is False or model.training
+        packed = packed or (steps is not None and bool(((steps != 1) if alone else (steps < 1)).any()))
+    if packed:
+        raise ValueError(
+            "several sequences are packed into one row (position_ids that begin anew, without an attention_mask, or "
+            f"{' or '.join(PACKED)}): dropping visual tokens would let them see each other; accepted is one sequence a "
+            "row, padded, with its attention_mask; pad in the place of packing, or keep everything"
         )
 
 
@@ -148,6 +166,9 @@ def drop_columns(
         return values.gather(-1, rows).masked_fill(~new.to(values.device), fill)
 
     aligned = {name: gather(call[name], fill) for name, fill in ALIGNED.items() if call.get(name) is not None}
+    if (embeddings := call.get("inputs_embeds")) is not None:
+        rows, shown = index.to(embeddings.device)[..., None], new.to(embeddings.device)[..., None]
+        aligned["inputs_embeds"] = embeddings.take_along_dim(rows, 1).masked_fill(~shown, 0)
     call = {**call, **aligned, "input_ids": gather(call["input_ids"], filler)}
     return call, Columns(columns.cached, new, gather(columns.positions, 0))
 

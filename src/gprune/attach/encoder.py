@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,6 +64,19 @@ class Encoding:
     lease: Lease | None = None
 
 
+_ENCODING: ContextVar[bool] = ContextVar("gprune_encoding", default=False)
+"""Whether this thread is encoding: some encoders of videos call that of images."""
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    token = _ENCODING.set(True)
+    try:
+        yield
+    finally:
+        _ENCODING.reset(token)
+
+
 class RecordingEncoder:
     """A model's encoder that leaves an `Encoding` on its output, as the run in force needs it.
 
@@ -81,13 +96,13 @@ class RecordingEncoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.__signature__.bind(*args, **kwargs).arguments
         call = partial(self.encode, *args, **kwargs)
-        run = self.hooks.in_force()
+        run = None if _ENCODING.get() else self.hooks.in_force()
         if run is None:
             return call()
         model = self.hooks.model
         tower, tokens = reader(run.selector, model, self.modality)
         beside: dict[str, list[Tensor]] = {}
-        with merging_tower(model, run.method) as merges:
+        with _alone(), merging_tower(model, run.method) as merges:
             if tower is None or tokens is None:
                 output = call()
             else:
@@ -95,7 +110,15 @@ class RecordingEncoder:
         if isinstance(output, ModelOutput):
             lease = Lease(run) if merges else None
             setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), beside, lease))
+            if merges:  # who asks for features by themselves gets zeros in the place of what was merged away
+                output[host.POOLED] = _finite(output[host.POOLED])
         return output
+
+
+def _finite(features: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(features, Tensor):
+        return features.nan_to_num(nan=0.0)
+    return [item.nan_to_num(nan=0.0) for item in features]
 
 
 def encoding_of(output: ModelOutput) -> Encoding:

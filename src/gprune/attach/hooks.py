@@ -6,6 +6,7 @@ what belongs to a conversation lies on its cache. So hooks hold nothing, and sta
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -22,11 +23,23 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import AmbiguousRun, UnsupportedModel
 from ..host import PIXELS
+from ..pruners.base import Method
 from .decoder import LayerHooks
 from .encoder import EncoderOutputs, RecordingEncoder, encoding_of, modalities
 from .merging import put_on_tower
-from .rewrite import rewrite_call
-from .state import CacheState, read_state, write_state
+from .narrow import take_rows
+from .rewrite import rewrite_call, text_token
+from .rows import mark_rows, moved_rows
+from .state import (
+    CacheState,
+    Lease,
+    check_cropped,
+    lease_of,
+    read_state,
+    replace_state,
+    write_lease,
+    write_state,
+)
 from .verification import verify_untested
 
 if TYPE_CHECKING:
@@ -58,7 +71,7 @@ class Hooks:
         self.leases: dict[int | None, None] = {}
         self._arguments: dict[type, list[str]] = {}
         self.stock_masks = host.mask_maker(model)
-        self._placed: dict[str, Callable[[], None]] = {}
+        self.placed: dict[str, Callable[[], None]] = {}
         self._late = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,11 +84,11 @@ class Hooks:
         """Put on what is needed now, and take off what is not."""
         wanted = {group for run in self.runs for group in run.groups}
         if self.leases:
-            wanted |= self._placed.keys()
-        for group in self._placed.keys() - wanted:
-            self._placed.pop(group)()
-        for group in sorted(wanted - self._placed.keys(), key=list(_GROUPS).index):
-            self._placed[group] = _GROUPS[group](self)
+            wanted |= self.placed.keys()
+        for group in self.placed.keys() - wanted:
+            self.placed.pop(group)()
+        for group in sorted(wanted - self.placed.keys(), key=list(_GROUPS).index):
+            self.placed[group] = _GROUPS[group](self)
 
     def release(self, lease: int | None = None) -> None:
         """A call or a conversation is over. May be called from anywhere, by the garbage collector too."""
@@ -122,22 +135,24 @@ class Hooks:
         if isinstance(call.get(host.ENCODED), EncoderOutputs):  # the base model, called by the model
             return None
         host.check_arguments(call)
-        state, carried = read_state(host.cache_of(call)), modalities(call)
+        cache = host.cache_of(call)
+        state, carried = _followed(cache), modalities(call)
         if not carried:
             if state is None:
                 self._check_continuation(call)
                 return None
             ids = call.get("input_ids")
             if state.static is not None and ids is not None and ids.shape[1] == 1:
-                return (), {**call, **state.static.arguments(host.cache_of(call))}
+                return (), {**call, **state.static.arguments(cache)}
         return self._prune(call, state)
 
     @torch.compiler.disable
     def _prune(self, call: dict[str, Any], state: CacheState | None) -> tuple[tuple[()], dict[str, Any]] | None:
-        carried = modalities(call)
+        carried, cache = modalities(call), host.cache_of(call)
         run = None
         if carried:
-            run = self.in_force(_encoded_by(call) or (state.lease.run if state and state.lease else None))
+            lease = lease_of(cache)
+            run = self.in_force(_encoded_by(call) or (None if lease is None else lease.run))
             if run is None and state is None:
                 return None
             if run is None:
@@ -150,23 +165,38 @@ class Hooks:
                     f"this call carries a video, whose tokens would be left unpruned; of "
                     f"{self.model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
                 )
+            if keeps_all(run.method) and (call.get("input_ids") is None or _cut(call)):
+                return None  # of which gprune need not find the images
+            check_step_lengths(call)
         if call.get("input_ids") is None:
-            without_ids(needed=True)
-        if carried and state is None and host.columns_of(host.cache_of(call)) == 0:
+            call = {**call, "input_ids": _ids_of(self.model, call)}
+        if state is not None:
+            check_cropped(state, host.columns_of(cache))
+        if carried and state is None and host.columns_of(cache) == 0:
             verify_untested(self.model, call)
         return (), rewrite_call(self.model, run, call, state)
 
     def after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave on the cache what its conversation must remember."""
         outputs = kwargs.get(host.ENCODED)
-        if isinstance(outputs, EncoderOutputs) and outputs.state is not None:
-            self._remember(outputs, outputs.state, host.cache_of(kwargs) or host.cache_in(output))
+        if isinstance(outputs, EncoderOutputs):
+            wanted = kwargs.get(host.LOGITS)
+            self._remember(outputs, host.cache_of(kwargs) or host.cache_in(output), wanted)
+        elif not torch.compiler.is_compiling() and lease_of(host.cache_of(kwargs)) is not None:
+            mark_rows(host.cache_of(kwargs))
 
     @torch.compiler.disable
-    def _remember(self, outputs: EncoderOutputs, state: CacheState, cache: Any) -> None:
+    def _remember(self, outputs: EncoderOutputs, cache: Any, wanted: Any) -> None:
+        state, run = outputs.state, outputs.run
         if cache is not None:
-            write_state(cache, state)
-        if outputs:
+            if state is not None:
+                write_state(cache, state)
+            if run is not None:
+                write_lease(cache, Lease(run))
+            # Drafted tokens come after the prompt's last, whose logits are asked for too; they may be taken back.
+            drafted = max(wanted, 1) if isinstance(wanted, int) else 1
+            mark_rows(cache, None if run is None else drafted)
+        if run is not None and state is not None:
             _PREFILL.set((weakref.ref(self), state.mask.shape[1]))
 
     def masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
@@ -183,8 +213,19 @@ class Hooks:
         _PREFILL.set(None)
         if prefill is not None and prefill[0]() is self:
             check_continuation(call, prefill[1])
-        if call.get("input_ids") is None and self.in_force() is not None:
+        if self.in_force() is None:
+            return
+        ids, cached = call.get("input_ids"), host.columns_of(host.cache_of(call))
+        if ids is None:
             without_ids(needed=False)
+        elif cached and ids.shape[1] > 1:
+            placeholders = ids.new_tensor(host.placeholders(self.model.config))
+            if torch.isin(ids, placeholders).any():
+                raise UnsupportedModel(
+                    f"input_ids has placeholders of images, but no image comes with them, and the KV cache of {cached} "
+                    f"columns is none that gprune has seen filled, as one that was stored and put together anew; "
+                    f"accepted is the cache that the pruned call returned, or a copy.deepcopy of it; prefill again"
+                )
 
 
 def own_run(model: PreTrainedModel) -> Run | None:
@@ -251,6 +292,61 @@ def check_continuation(call: Mapping[str, Any], columns: int) -> None:
         )
 
 
+class RopeIndex:
+    """Numbers a prompt along three axes as the model does, and says so where it has fewer images than placeholders."""
+
+    def __init__(self, number: Callable[..., Any], hooks: Hooks) -> None:
+        self.number, self.hooks = number, hooks
+        self.__signature__ = inspect.signature(number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.number(*args, **kwargs)
+        except StopIteration as error:
+            raise ValueError(
+                "input_ids or mm_token_type_ids has placeholders of more images or videos than there are grids for "
+                "(image_grid_thw, video_grid_thw); the numbers must be equal; pass them as the processor made them"
+            ) from error
+
+
+def check_step_lengths(call: Mapping[str, Any]) -> None:
+    """Raise ValueError if assisted decoding wants hidden states or attentions, which it would cut at wrong places."""
+    wanted = call.get(host.LOGITS)
+    drafted = isinstance(wanted, int) and wanted > 1 and call.get(host.ENCODED) and host.cache_of(call) is not None
+    if drafted and (call.get("output_hidden_states") or call.get("output_attentions")):
+        raise ValueError(
+            "assisted decoding with output_hidden_states or output_attentions cuts them by the length of the prompt, "
+            "which is shorter where tokens are dropped; accepted is one without the other; leave either out"
+        )
+
+
+def keeps_all(method: Method) -> bool:
+    """Whether a method drops nothing whatever the image."""
+    return all(isinstance(part.keep, float) and part.keep == 1 for part in method.parts)
+
+
+def _cut(call: Mapping[str, Any]) -> bool:
+    """Whether `generate()` has cut the features of a call to pieces for chunked prefill."""
+    return any(output.get(host.UNPOOLED) is None for output in (call.get(host.ENCODED) or {}).values())
+
+
+def _ids_of(model: PreTrainedModel, call: Mapping[str, Any]) -> Tensor:
+    """Token ids int64 [B, q] as far as embeddings tell them: placeholders, and text, whatever it says.
+
+    Raises:
+        ValueError: there are no embeddings with visual tokens in them.
+    """
+    embeddings = call.get("inputs_embeds")
+    if not isinstance(embeddings, Tensor) or not modalities(dict(call)):
+        without_ids(needed=True)
+        raise AssertionError
+    ids = torch.full(embeddings.shape[:2], text_token(model), device=embeddings.device)
+    for token in host.placeholders(model.config):
+        own = model.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
+        ids = ids.masked_fill((embeddings == own.to(embeddings)).all(-1), token)
+    return ids
+
+
 def without_ids(needed: bool) -> None:
     """Raise ValueError, or warn, that a call comes without the token ids that tell where its images are."""
     message = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
@@ -264,6 +360,17 @@ def _live(ref: weakref.ref[Run]) -> Run | None:
     return run if run is not None and run.attached else None
 
 
+def _followed(cache: Any) -> CacheState | None:
+    """The state of a cache, brought into the order of its rows where its user changed that."""
+    state = read_state(cache)
+    if not torch.compiler.is_compiling() and (rows := moved_rows(cache)) is not None:
+        take_rows(cache, rows)
+        if state is not None:
+            state = state.taken(rows)
+            replace_state(cache, state)
+    return state
+
+
 def _encoded_by(call: dict[str, Any]) -> Run | None:
     """The run in whose tower tokens of the call's images were merged, which no other can prune."""
     leases = (encoding_of(output).lease for output in (call.get(host.ENCODED) or {}).values())
@@ -275,13 +382,21 @@ def _replace(module: Module, values: dict[str, Any]) -> Callable[[], None]:
     own = vars(module)
     before = {name: own[name] for name in values if name in own}
     own.update(values)
-    return partial(_put_back, module, list(values), before)
+    return partial(_put_back, module, values, before)
 
 
-def _put_back(module: Module, names: list[str], before: dict[str, Any]) -> None:
-    for name in names:
-        del vars(module)[name]
-    vars(module).update(before)
+def _put_back(module: Module, values: dict[str, Any], before: dict[str, Any]) -> None:
+    own = vars(module)
+    for name in [name for name, value in values.items() if own.get(name) is value]:  # what came later is not ours
+        del own[name]
+        if name in before and not _is_over(before[name]):
+            own[name] = before[name]
+
+
+def _is_over(value: Any) -> bool:
+    """Whether something is what hooks, since taken off, had put in its place: models can share a base model."""
+    hooks = getattr(value, "hooks", None)
+    return isinstance(hooks, Hooks) and not hooks.placed
 
 
 def _on_model(hooks: Hooks) -> Callable[[], None]:
@@ -291,7 +406,8 @@ def _on_model(hooks: Hooks) -> Callable[[], None]:
         for modality in PIXELS
         if (encoder := host.encoder_of(model, modality)) is not None
     }
-    undo = [_replace(model, {host.MASK_MAKER: hooks.masks}), _replace(base, encoders)]
+    numbering = {host.ROPE_INDEX: RopeIndex(getattr(base, host.ROPE_INDEX), hooks)} if host.has_rope_3d(model) else {}
+    undo = [_replace(model, {host.MASK_MAKER: hooks.masks}), _replace(base, {**encoders, **numbering})]
     # On the base model too, which trainers call by itself.
     handles = [
         handle

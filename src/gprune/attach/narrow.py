@@ -63,6 +63,11 @@ class Left:
             )
         return Left(self.index[:, :start], self.valid[:, :start], self.columns - cut)
 
+    def taken(self, rows: Tensor) -> Left:
+        """What is left of these rows, int64 [B], of them."""
+        index = rows.to(self.index.device)
+        return Left(self.index[index], self.valid[index], self.columns)
+
     def spread(self, values: Tensor) -> Tensor:
         """[B, n, ...] at the places of these columns of [B, columns, ...], 0 elsewhere."""
         extra = (1,) * (values.ndim - 2)
@@ -113,6 +118,14 @@ def read_layers(cache: Any, cached: int) -> dict[int, Left]:
     layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {})
     own = {id(left): left.cropped(cached) for left in layers.values()}
     return {layer: own[id(left)] for layer, left in layers.items()}
+
+
+def take_rows(cache: Any, rows: Tensor) -> None:
+    """Have what is left in the layers of a cache follow rows, int64 [B], that were taken of it."""
+    layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {})
+    own = {id(left): left.taken(rows) for left in layers.values()}
+    if layers:
+        setattr(cache, ATTRIBUTE, {layer: own[id(left)] for layer, left in layers.items()})
 
 
 def write_layers(cache: Any, layers: dict[int, Left]) -> None:

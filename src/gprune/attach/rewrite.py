@@ -10,11 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
-from .columns import Columns, all_types, check_mask, drop_columns, own_types, read_columns, skip_replayed
+from .columns import (
+    Columns,
+    all_types,
+    check_mask,
+    check_unpacked,
+    drop_columns,
+    own_types,
+    read_columns,
+    skip_replayed,
+)
 from .encoder import EncoderOutputs, encode, keep_rows, modalities
 from .positions import next_position, renumber
 from .selection import Prompt, choose, gather
-from .state import CacheState, Lease
+from .state import CacheState
 
 if TYPE_CHECKING:
     from .run import Run
@@ -52,42 +61,47 @@ def rewrite_call(
         columns = replace(columns, positions=columns.positions - state.shift)
         return _rewritten(call, outputs, columns, replace(state, mask=columns.mask, next_position=after))
 
-    drop = torch.zeros_like(columns.new)
-    everything = True
-    prompt = Prompt.of(model, call["input_ids"], columns.new)
+    prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
     for modality in carried:
         gathered = gather(run.selector, run.layout, model, modality, outputs[modality], prompt)
-        batch = choose(run.selector, gathered)
-        outputs.chosen[modality] = batch
-        everything = everything and batch.everything
-        if not batch.everything:
-            outputs[modality] = keep_rows(outputs[modality], run.layout.output, batch.order, batch.kept, batch.merged)
-            gone = ~batch.kept.to(drop.device)
-            drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
+        outputs.chosen[modality] = choose(run.selector, gathered)
     outputs.run = run
     run.report(outputs.chosen)
+    everything = all(batch.everything for batch in outputs.chosen.values())
     if everything and untouched:
         return {**given, host.ENCODED: outputs}
 
+    drop = torch.zeros_like(columns.new)
+    for modality, batch in outputs.chosen.items():
+        if not batch.whole:
+            outputs[modality] = keep_rows(outputs[modality], run.layout.output, batch.order, batch.kept, batch.merged)
+            gone = ~batch.kept.to(drop.device)
+            drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
     start = state.start(cached)
     positions = renumber(columns.positions, drop, state.shift, run.selector.positions)
     after = next_position(columns.positions, columns.new, otherwise=start)
     shift = after - next_position(positions, columns.new, otherwise=start - state.shift)
     columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
-    if not everything:
+    if not all(batch.whole for batch in outputs.chosen.values()):
         host.check_per_token(model, call)
+        check_unpacked(model, call, cached)
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
-        call, columns = drop_columns(call, columns, drop, _text_token(model), padding)
+        call, columns = drop_columns(call, columns, drop, text_token(model), padding)
         if cached and not columns.new.all():
             _check_padding(model)
     dropped = state.dropped + length - columns.new.shape[1]
-    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift, Lease(run)))
+    visual = torch.isin(call["input_ids"], call["input_ids"].new_tensor(host.placeholders(model.config)))
+    ends = torch.arange(cached + 1, cached + 1 + visual.shape[1], device=visual.device)
+    solid = torch.where(visual, ends, 0).amax()
+    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift, solid))
 
 
 def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, state: CacheState) -> dict[str, Any]:
     """A call with these columns, whose cache comes out with this state."""
     outputs.state = state
+    if call.get("inputs_embeds") is not None:
+        call = {name: value for name, value in call.items() if name != "input_ids"}
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
     return {
         **all_types(call, columns.cached.shape[1]),
@@ -115,7 +129,8 @@ def _unpruned(model: PreTrainedModel, call: dict[str, Any], cached: int) -> Cach
                 f"shape [4, batch, length], or prefill all at once"
             )
         zero, after = zero.expand(4, -1, -1), after.expand(4, -1, -1)
-    return CacheState(valid.to(ids.device, torch.bool), dropped=0, next_position=after, shift=zero)
+    solid = torch.zeros((), dtype=torch.long, device=ids.device)
+    return CacheState(valid.to(ids.device, torch.bool), dropped=0, next_position=after, shift=zero, solid=solid)
 
 
 def _mistakes_gaps(model: PreTrainedModel, positions: Tensor) -> bool:
@@ -136,6 +151,6 @@ def _check_padding(model: PreTrainedModel) -> None:
         )
 
 
-def _text_token(model: PreTrainedModel) -> int:
+def text_token(model: PreTrainedModel) -> int:
     """A token id for padding, which the mask hides, but which must not count as a placeholder."""
     return next(token for token in range(3) if token not in host.placeholders(model.config))

@@ -44,18 +44,25 @@ class Prompt:
     Args:
         ids: int64 [B, q].
         placeholders: of each modality, bool [B, q], where its visual tokens go.
-        text: bool [B, q], where there is text.
+        valid: bool [B, q], what the attention mask does not hide.
+        embeddings: floating [B, q, d], where they were given in the place of ids.
     """
 
     ids: Tensor
     placeholders: dict[Modality, Tensor]
-    text: Tensor
+    valid: Tensor
+    embeddings: Tensor | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor) -> Prompt:
-        """Of token ids int64 [B, q], of which those that are bool [B, q] are no padding."""
-        shown = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
-        return cls(ids, shown, valid & ~(shown["image"] | shown["video"]))
+    def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor, embeddings: Tensor | None = None) -> Prompt:
+        """Of token ids int64 [B, q], of which those that are bool [B, q] are not hidden."""
+        placeholders = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
+        return cls(ids, placeholders, valid, embeddings)
+
+    @property
+    def text(self) -> Tensor:
+        """bool [B, q], where there is text."""
+        return self.valid & ~(self.placeholders["image"] | self.placeholders["video"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +73,8 @@ class BatchSelection:
         order: of the encoder's items in the prompts, repeated for beams.
         kept: bool [N], per visual token of the items in this order.
         merged: floating [N, d], these tokens after others were merged into them; None: as they are.
-        everything: whether nothing was dropped.
+        everything: whether nothing was dropped that is not hidden.
+        whole: whether nothing was dropped.
         images: which image each group of visual tokens in the prompts is, repeated for beams.
         selection, sizes, views, ranked, per_layer, pair_cost: as `report_images` takes them, each image once.
     """
@@ -75,6 +83,7 @@ class BatchSelection:
     kept: Tensor
     merged: Tensor | None
     everything: bool
+    whole: bool
     images: list[int]
     selection: Selection
     sizes: tuple[int, ...]
@@ -92,11 +101,13 @@ class Gathered:
         tokens: as a method is given them.
         order: of the encoder's items in the prompts, repeated for beams.
         images: which image each group of visual tokens in the prompts is, repeated for beams.
+        shown: bool [N], which of the tokens the attention mask does not hide; None: all.
     """
 
     tokens: VisualTokens
     order: list[int]
     images: list[int]
+    shown: Tensor | None = None
 
     def in_order(self, rows: Tensor) -> Tensor:
         """Values of the tokens, [N, ...], as they follow one another in the prompts."""
@@ -142,18 +153,21 @@ def gather(
         rows = {_key([items[i] for i in group]): spans[group[0]][0] for group in indices}
         tokens = replace(tokens, questions=tuple(_question(model, prompt, rows[key]) for key in images))
     numbers = {key: number for number, key in enumerate(images)}
-    return Gathered(tokens, order, [numbers[_key(group)] for group in groups])
+    places = [numbers[_key(group)] for group in groups]
+    return Gathered(tokens, order, places, _shown(prompt.valid[placeholders], places, tokens.sizes))
 
 
 @torch.no_grad()
 def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
-    """What a method keeps of the visual tokens of a call.
+    """What a method keeps of the visual tokens of a call. Those that are hidden stay so, and count in no budget.
 
     Raises:
         NonFiniteFeatures: features are NaN or Inf; names the image.
     """
-    tokens = gathered.tokens
-    selection = selector.select(tokens)
+    tokens, shown = gathered.tokens, gathered.shown
+    selection = selector.select(tokens if shown is None else _only(tokens, shown))
+    if shown is not None:
+        selection = _over_all(selection, shown)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
     merged = None
@@ -164,13 +178,44 @@ def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
         order=gathered.order,
         kept=gathered.in_order(mask),
         merged=None if merged is None else gathered.in_order(merged),
-        everything=selection.kept.shape[0] == mask.shape[0],
+        everything=selection.kept.shape[0] == (mask.shape[0] if shown is None else int(shown.sum())),
+        whole=selection.kept.shape[0] == mask.shape[0],
         images=gathered.images,
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
         ranked=tokens.per_image().views if selector.scope == "image" else tokens.views,
     )
+
+
+def _shown(valid: Tensor, images: Sequence[int], sizes: Sequence[int]) -> Tensor | None:
+    """Of what the mask shows of the prompts' visual tokens, bool [N'], each image once; None if it shows all."""
+    if valid.all():
+        return None
+    parts = dict(reversed(list(zip(images, valid.split([sizes[image] for image in images]), strict=True))))
+    return torch.cat([parts[image] for image in range(len(sizes))])
+
+
+def _only(tokens: VisualTokens, shown: Tensor) -> VisualTokens:
+    """The tokens that are True in bool [N]; a view of which some are missing has no grid."""
+    shown = shown.to(tokens.features.device)
+    places = shown.cumsum(0) - 1
+    views = []
+    for view in tokens.views:
+        rows = view.rows[shown[view.rows]]
+        views.append(View(places[rows], view.grid if len(rows) == len(view) else None, view.image))
+    sizes = tuple(int(part.sum()) for part in shown.split(tokens.sizes))
+    beside = {name: values[shown] for name, values in tokens.beside.items()}
+    return VisualTokens(tokens.features[shown], tuple(views), sizes, beside, tokens.questions)
+
+
+def _over_all(selection: Selection, shown: Tensor) -> Selection:
+    """A selection of the tokens that are True in bool [N], as one of all of them."""
+    rows = shown.to(selection.kept.device).nonzero().squeeze(1)
+    scores = selection.scores
+    if scores is not None:
+        scores = scores.new_full((len(shown),), torch.nan).index_copy(0, rows, scores)
+    return replace(selection, kept=rows[selection.kept], scores=scores)
 
 
 def _items(
@@ -232,7 +277,10 @@ def _image(group: Sequence[Item], views: Views) -> VisualTokens:
 
 def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
     """[q, d]: the LLM's input embeddings of the text of a prompt."""
-    return model.get_input_embeddings()(prompt.ids[row, prompt.text[row]])
+    text = prompt.text[row]
+    if prompt.embeddings is not None:
+        return prompt.embeddings[row, text]
+    return model.get_input_embeddings()(prompt.ids[row, text])
 
 
 def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:

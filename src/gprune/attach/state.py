@@ -17,7 +17,7 @@ from ..host import capacity_of, columns_of, counter_of
 if TYPE_CHECKING:
     from .run import Run
 
-ATTRIBUTE = "_gprune_state"
+ATTRIBUTE, LEASE = "_gprune_state", "_gprune_lease"
 
 
 class Lease:
@@ -74,7 +74,7 @@ class CacheState:
         next_position: int64 [..., B, 1], position id that the caller gives to the token after these columns.
         shift: int64 [..., B, 1], the caller's position ids minus the LLM's after these columns: not 0 where the
             LLM's leave no gaps for dropped tokens.
-        lease: of the run under which it was filled.
+        solid: int64 [], the first column after which all are text; the cache can be cropped to no fewer.
         static: only for a static cache.
     """
 
@@ -82,12 +82,23 @@ class CacheState:
     dropped: int
     next_position: Tensor
     shift: Tensor
-    lease: Lease | None = None
+    solid: Tensor
     static: StaticDecode | None = None
 
     def start(self, cached: int) -> Tensor:
         """int64 [..., B, 1]: the caller's position id of the next token, when `cached` columns are in the cache."""
         return self.next_position + cached - self.mask.shape[1]
+
+    def taken(self, rows: Tensor) -> CacheState:
+        """The state of a cache with these rows, int64 [B], of the one that it describes."""
+        index = rows.to(self.mask.device)
+
+        def of(values: Tensor) -> Tensor:
+            return values.index_select(-2, index) if values.shape[-2] > 1 else values
+
+        own = None if self.static is None else StaticDecode(of(self.static.mask), of(self.static.offset))
+        after, shift = of(self.next_position), of(self.shift)
+        return replace(self, mask=of(self.mask), next_position=after, shift=shift, static=own)
 
 
 def read_state(cache: Any) -> CacheState | None:
@@ -106,3 +117,27 @@ def write_state(cache: Any, state: CacheState) -> None:
         mask = torch.nn.functional.pad(state.mask, (0, capacity - columns), value=True)
         state = replace(state, static=StaticDecode(mask, state.next_position - state.shift - columns))
     setattr(cache, ATTRIBUTE, state)
+
+
+def replace_state(cache: Any, state: CacheState) -> None:
+    """Put another state on a cache that already had one."""
+    setattr(cache, ATTRIBUTE, state)
+
+
+def check_cropped(state: CacheState, cached: int) -> None:
+    """Raise ValueError if a cache was cropped into its visual tokens, of which its caller cannot know the columns."""
+    if cached < state.mask.shape[1] and cached < int(state.solid):
+        raise ValueError(
+            f"the cache was cropped to {cached} columns, into the visual tokens of a prompt, some of them dropped; "
+            f"it can be cropped to {int(state.solid)} or more, to what follows them; prefill again"
+        )
+
+
+def lease_of(cache: Any) -> Lease | None:
+    """What keeps on the model what the conversation of a cache needs; None if it did not begin under a run."""
+    return getattr(cache, LEASE, None)
+
+
+def write_lease(cache: Any, lease: Lease) -> None:
+    """Have a cache keep on the model what its conversation needs."""
+    setattr(cache, LEASE, lease)
