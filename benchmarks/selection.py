@@ -24,6 +24,7 @@ from torch import Tensor
 from gprune import Random, View, VisualTokens
 from gprune.architectures import architecture
 from gprune.attach.encoder import encode
+from gprune.attach.rewrite import rewrite_call
 from gprune.evaluate.cells import versions
 from gprune.evaluate.noise import build_model, build_prompts
 from gprune.models import read_config
@@ -69,7 +70,7 @@ def between(net: Any, prompts: dict[str, Tensor], device: str) -> Callable[[], o
     call: dict[str, Any] = {name: value.to(device) for name, value in prompts.items()}
     call["pixel_values"] = call["pixel_values"].to(net.dtype)
     call, encoded = encode(net, call, ["image"])
-    return partial(run._rewrite, {**call, "mm_encoder_outputs": encoded}, None)
+    return partial(rewrite_call, net, run, {**call, "mm_encoder_outputs": encoded}, None)
 
 
 @torch.no_grad()
