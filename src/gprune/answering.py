@@ -11,6 +11,7 @@ import torch
 
 from . import host
 from .attach import ImageReport, Run
+from .pruners import Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,25 @@ def reply(run: Run, processor: Any, inputs: Mapping[str, Any], **arguments: Any)
         Reply(text, tokens, images, seconds)
         for text, tokens, images in zip(texts, visual, _of_prompts(run.images, visual), strict=True)
     ]
+
+
+@torch.no_grad()
+def images_kept(method: Method, model: Any, inputs: Mapping[str, Any]) -> list[ImageReport]:
+    """What a method keeps of the images of a batch of prompts: one report per image, and no answer.
+
+    Args:
+        method: attached to the model for it.
+        model: any supported model.
+        inputs: as `gprune.prompt.build_inputs` makes them.
+
+    Raises:
+        ValueError: the method is that of the unpruned model.
+    """
+    if method.acts == "nowhere":
+        raise ValueError(f"method {method.name} keeps every token, so that there is nothing to show; give another")
+    with method.attach(model) as run:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    return run.images
 
 
 def _of_prompts(reports: Sequence[ImageReport], visual: Sequence[int]) -> Iterator[list[ImageReport]]:

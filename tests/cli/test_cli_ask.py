@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def test_every_token_kept_gives_the_unpruned_answer(run: Run, photos: dict[str, 
         "ask", photos["astronaut"], "hi", "--compare", "--keep", "1.0", "--json", "--max-new-tokens", 8
     ).rows
     assert (whole["answer"], whole["kept_tokens"]) == (kept["answer"], kept["visual_tokens"])
+
+
+def test_the_unpruned_model_is_a_method(run: Run, photos: dict[str, Path]) -> None:
+    named, compared = (
+        json.loads(run("ask", photos["coffee"], "what is it?", "--json", *more).out)[0]
+        for more in (("--method", "none", "--keep", "1.0"), ("--compare",))
+    )
+    assert {**named, "seconds": 0} == {**compared, "seconds": 0} and named["method"] == "none"
+    result = run("ask", photos["coffee"], "what is it?", "--method", "none", "--keep", "0.5")
+    assert result.code == 2 and "accepted is 1.0" in result.err
 
 
 def test_several_pictures_of_every_odd_kind(run: Run, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def test_keys_cross_tasks_methods_ratios_and_seeds() -> None:
     assert len(wanted) == 14 and {key.limit for key in wanted} == {7}
 
 
+def test_the_unpruned_model_is_measured_once() -> None:
+    assert [key.name for key in keys("m", ["a"], ["none"], [1.0])] == ["a-none-1.0"]
+    with pytest.raises(ValueError, match=r"accepted is 1\.0"):
+        keys("m", ["a"], ["none"], [0.5])
+
+
 @pytest.mark.parametrize("method, keep", [("grpune", 0.5), ("gprune", 0), ("gprune", 1.5), ("gprune:depth=3", 0.5)])
 def test_what_cannot_run_is_refused_before_anything_does(method: str, keep: float) -> None:
     with pytest.raises(ValueError):

@@ -53,10 +53,12 @@ def show(
         scorers = [GPrune(iterations=step) for step in steps]
         picture = open_image(image)
         from ..draw import centre_crop, draw, tiles_of
+    from ..answering import images_kept
+
     net, processor = load(model)
     inputs = build_inputs(net, processor, [([picture], "describe the picture.")])
-    kept = [(f"{name} keep={pruner.keep}", _report(net, inputs, pruner)) for name, pruner in pruners]
-    scores = [(f"scores, iterations={scorer.iterations}", _report(net, inputs, scorer)) for scorer in scorers]
+    kept = [(f"{name} keep={pruner.keep}", images_kept(pruner, net, inputs)[0]) for name, pruner in pruners]
+    scores = [(f"scores, iterations={each.iterations}", images_kept(each, net, inputs)[0]) for each in scorers]
     with checking_input():
         box = centre_crop(processor, picture.size)
         drawn = draw(picture, kept, scores, box, tiles_of(net, inputs))
@@ -65,14 +67,6 @@ def show(
         print_json([_row(name, p, report) for (name, p), (_, report) in zip(pruners, kept, strict=True)])
     else:
         print(f"wrote {output}", file=sys.stderr)
-
-
-def _report(model: Any, inputs: Any, pruner: Method) -> ImageReport:
-    import torch
-
-    with torch.no_grad(), pruner.attach(model) as run:
-        model(**inputs, use_cache=False, logits_to_keep=1)
-    return run.images[0]
 
 
 def _row(name: str, pruner: Method, report: ImageReport) -> dict[str, Any]:

@@ -53,14 +53,13 @@ class Setting:
         return self.tasks or ((SCENES,) if self.model == EMBEDDED else experiment.tasks)
 
     def keys_of(self, experiment: Experiment) -> list[Key]:
-        """The cells of an experiment in this setting, each once.
+        """The cells of an experiment in this setting.
 
         Raises:
             ValueError, TypeError: a method does not take one of the budgets.
         """
         tasks, keep = self.tasks_of(experiment), self.keep or experiment.keep
-        wanted = keys(self.model, tasks, experiment.methods, keep, seeds=experiment.seeds, limit=self.limit)
-        return list({key.name: key for key in wanted}.values())
+        return keys(self.model, tasks, experiment.methods, keep, seeds=experiment.seeds, limit=self.limit)
 
     def command(self, experiment: Experiment) -> str:
         """The command that runs an experiment in this setting."""

@@ -21,7 +21,7 @@ def keys(
     seeds: int = 1,
     limit: int | None = None,
 ) -> list[Key]:
-    """Of every task the unpruned model, then every method at every ratio.
+    """Of every task the unpruned model, then every method at every ratio, each cell once.
 
     Args:
         model: see `Key`.
@@ -40,14 +40,15 @@ def keys(
         for keep in keeps
         for each in seeded(parse_pruner(method, keep, masks_known=True), seeds)
     ]
-    return [
+    wanted = (
         key
         for task in tasks
         for key in (
             Key(model, task, limit=limit),
             *(Key(model, task, method, keep, seed, limit) for method, keep, seed in pruned),
         )
-    ]
+    )
+    return list({key.name: key for key in wanted}.values())
 
 
 def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...answering import images_kept
 from ...attach import ImageReport, refusal
 from ...draw import centre_crop, draw, tiles_of
 from ...errors import UnsupportedModel
@@ -159,11 +160,8 @@ class Vision:
         norms, mask = torch.cat(every).numpy(), torch.cat(inside).numpy()
         return {"whole image": norms, "foreground": norms[mask], "background": norms[~mask]}
 
-    @torch.no_grad()
     def _report(self, asked: Asked, pruner: Method) -> ImageReport:
-        with pruner.attach(self.model) as run:
-            self.model(**self._inputs(asked), use_cache=False, logits_to_keep=1)
-        return run.images[0]
+        return images_kept(pruner, self.model, self._inputs(asked))[0]
 
     def _inputs(self, asked: Asked) -> Any:
         return build_inputs(self.model, self.processor, [([asked.picture], asked.question)])
