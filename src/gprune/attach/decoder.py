@@ -190,7 +190,9 @@ class LayerHooks:
         ]
 
     @torch.compiler.disable
-    def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is None:  # taken off by another thread at this moment, so that nobody needs it here
+            return
         if model is not self.model and _CALL.get() is not None:
             return  # the base model, called by the model
         _CALL.set(None)
@@ -268,10 +270,10 @@ class LayerHooks:
         _CALL.set(None)
 
     def _narrow(
-        self, index: int, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, index: int, layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = _CALL.get()
-        if call is None:
+        if call is None or kwargs is None:
             return None
         states = args[0]
         if any(image.counts[index] < int(image.kept.sum()) for image in call.images):
@@ -352,9 +354,9 @@ class LayerHooks:
         call.left = Left.of(kept)
         return take(whole, call.left.index, -3, -2)
 
-    def _widen(self, layer: Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    def _widen(self, layer: Module, args: Any, kwargs: Any, output: Tensor | None = None) -> Tensor | None:
         call = _CALL.get()
-        if call is None:
+        if call is None or output is None:
             return None
         self._report(call)
         cache = host.cache_of(kwargs)

@@ -35,11 +35,13 @@ class EncoderOutputs(dict[str, ModelOutput]):
 
     Attributes:
         run: by which the call is pruned; None where it only goes on.
+        lease: of that run, for as long as the call is under way.
         chosen: what the run kept of each modality.
         state: of the cache that comes out, which may only come into being in between.
     """
 
     run: Run | None = None
+    lease: Lease | None = None
     state: CacheState | None = None
 
     def __init__(self, outputs: Mapping[str, ModelOutput]) -> None:

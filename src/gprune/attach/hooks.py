@@ -127,9 +127,11 @@ class Hooks:
     # --- What the hooks do ---
 
     def before(
-        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         """From the call that was made to the call that reaches the LLM."""
+        if kwargs is None:  # taken off by another thread at this moment, so that nobody needs it here
+            return None
         names = self._arguments.setdefault(type(model), host.forward_arguments(model)) if args else []
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         if isinstance(call.get(host.ENCODED), EncoderOutputs):  # the base model, called by the model
@@ -176,8 +178,10 @@ class Hooks:
             verify_untested(self.model, call)
         return (), rewrite_call(self.model, run, call, state)
 
-    def after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
         """Leave on the cache what its conversation must remember."""
+        if output is None:  # as in `before`
+            return
         outputs = kwargs.get(host.ENCODED)
         if isinstance(outputs, EncoderOutputs):
             wanted = kwargs.get(host.LOGITS)
@@ -192,7 +196,7 @@ class Hooks:
             if state is not None:
                 write_state(cache, state)
             if run is not None:
-                write_lease(cache, Lease(run))
+                write_lease(cache, outputs.lease or Lease(run))
             # Drafted tokens come after the prompt's last, whose logits are asked for too; they may be taken back.
             drafted = max(wanted, 1) if isinstance(wanted, int) else 1
             mark_rows(cache, None if run is None else drafted)
@@ -213,12 +217,14 @@ class Hooks:
         _PREFILL.set(None)
         if prefill is not None and prefill[0]() is self:
             check_continuation(call, prefill[1])
-        if self.in_force() is None:
+        cache = host.cache_of(call)
+        ids, cached = call.get("input_ids"), host.columns_of(cache)
+        if lease_of(cache) is not None:
             return
-        ids, cached = call.get("input_ids"), host.columns_of(host.cache_of(call))
         if ids is None:
-            without_ids(needed=False)
-        elif cached and ids.shape[1] > 1:
+            if self.in_force() is not None:
+                without_ids(needed=False)
+        elif cached and ids.shape[1] > 1 and self.runs:
             placeholders = ids.new_tensor(host.placeholders(self.model.config))
             if torch.isin(ids, placeholders).any():
                 raise UnsupportedModel(

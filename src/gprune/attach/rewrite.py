@@ -23,7 +23,7 @@ from .columns import (
 from .encoder import EncoderOutputs, encode, keep_rows, modalities
 from .positions import next_position, renumber
 from .selection import Prompt, choose, gather
-from .state import CacheState
+from .state import CacheState, Lease
 
 if TYPE_CHECKING:
     from .run import Run
@@ -65,7 +65,7 @@ def rewrite_call(
     for modality in carried:
         gathered = gather(run.selector, run.layout, model, modality, outputs[modality], prompt)
         outputs.chosen[modality] = choose(run.selector, gathered)
-    outputs.run = run
+    outputs.run, outputs.lease = run, Lease(run)
     run.report(outputs.chosen)
     everything = all(batch.everything for batch in outputs.chosen.values())
     if everything and untouched:

@@ -56,8 +56,8 @@ def reading(layer: Module, class_token: bool) -> Iterator[list[Reading]]:
     """While it lasts, a `Reading` is appended to the list whenever this thread calls `layer`."""
     readings: list[Reading] = []
 
-    def read(layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _READINGS.get() is not readings:
+    def read(layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        if _READINGS.get() is not readings or output is None:
             return  # another thread's call
         noting = _Config(layer.config, class_token)
         # The same weights in a layer of our own: other threads go on with this one.
