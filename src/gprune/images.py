@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadValue, GpruneError
+
+HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
+"""How HEIC files go on after their first four bytes."""
 
 
 class UnreadableImage(GpruneError, ValueError):
@@ -36,21 +42,44 @@ def open_image(path: str | Path) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         reason = "is empty" if path.stat().st_size == 0 else "is not a picture, whatever its name says"
+        if _is_heif(path):
+            reason = "is a HEIC picture, which this Pillow cannot read; pip install pillow-heif"
         raise UnreadableImage(f"{path} {reason}; {accepted}; check the file") from error
     except Exception as error:  # a damaged file can make a decoder raise almost anything
         raise UnreadableImage(f"{path} cannot be read ({error}); {accepted}; check the file or get it again") from error
 
 
 def read_rgb(file: Path | BinaryIO) -> Image.Image:
-    """`to_rgb` of a file; whatever Pillow raises, and DecompressionBombWarning for a picture that is too large."""
+    """`to_rgb` of a file; whatever Pillow raises, and DecompressionBombWarning for a picture that is too large.
+
+    HEIC is read where pillow-heif is installed.
+    """
+    _register_heif()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file) as picture:
             return to_rgb(picture)
 
 
+@cache
+def _register_heif() -> None:
+    """Have Pillow read HEIC, as phones save it, where pillow-heif is installed."""
+    if find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
+
+
+def _is_heif(path: Path) -> bool:
+    """Whether a file begins as HEIC files do, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(12)[4:] in HEIF
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The first frame, upright, as 8-bit RGB; deeper grey is scaled down and transparency put over white."""
+    """The first frame, upright, as 8-bit RGB; deeper grey is scaled down, see `WHITES`, and white shows through it.
+
+    Raises:
+        BadValue: pixels are NaN or Inf.
+    """
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -61,12 +90,26 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+WHITES = {"F": (1.0, 255.0), "I": (255.0, 4095.0, 16383.0), "I;16": (4095.0, 16383.0)}
+"""What is white in floats, in integers and in 16 bits: the first that covers the brightest pixel, or else 65535. 12 and
+14 bits only where a quarter of them is reached, so that a dark picture of 16 bits stays dark."""
+
+ROUNDING = 1.01
+"""How far floats may pass a white, by rounding or a sharp resize; they are clipped."""
+
+
 def _to_grey(picture: Image.Image) -> Image.Image:
-    """8-bit grey of numbers from 0 up to the least usual white that covers them; of 65535 where all are 16-bit."""
+    """8-bit grey, with those pixels transparent that have the value that the file calls transparent."""
     values = np.asarray(picture, dtype=np.float64)
     if not np.isfinite(values).all():
         raise BadValue("it has pixels that are NaN or Inf")
     peak = values.max(initial=0)
-    whites = (65535.0,) if picture.mode.startswith("I;16") else (1.0, 255.0, 65535.0)
-    white = next((each for each in whites if peak <= each), peak)
-    return Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))
+    whites = WHITES[picture.mode[:4]]
+    slack = ROUNDING if picture.mode == "F" else 1.0
+    covering = (each for each in whites if peak <= each * slack and (each < 4095 or peak > each / 4))
+    white = next(covering, max(65535.0, peak if peak > 65535 * slack else 0))
+    grey = Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))
+    hidden = picture.info.get("transparency")
+    if isinstance(hidden, int):
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey

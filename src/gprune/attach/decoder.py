@@ -214,8 +214,8 @@ class LayerHooks:
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask[:, -shape[1] :].to(device, torch.bool)
         images: list[Image] = []
-        if pruner is not None and outputs is not None and ids is not None:
-            shown = ids.masked_fill(~valid, -1)
+        if pruner is not None and outputs is not None and outputs.ids is not None:
+            shown = outputs.ids.masked_fill(~valid, -1)
             images = [image for modality in outputs.chosen for image in self._images(pruner, outputs, modality, shown)]
         self._check_call(pruner, kwargs, images, cache)
         _CALL.set(Call(pruner, outputs, cached, valid, valid & _asked(kwargs, images, valid), layers, images))

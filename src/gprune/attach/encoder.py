@@ -37,11 +37,13 @@ class EncoderOutputs(dict[str, ModelOutput]):
         run: by which the call is pruned; None where it only goes on.
         lease: of that run, for as long as the call is under way.
         chosen: what the run kept of each modality.
+        ids: int64 [B, q], the token ids as the LLM sees them, placeholders at least, also where embeddings are given.
         state: of the cache that comes out, which may only come into being in between.
     """
 
     run: Run | None = None
     lease: Lease | None = None
+    ids: Tensor | None = None
     state: CacheState | None = None
 
     def __init__(self, outputs: Mapping[str, ModelOutput]) -> None:

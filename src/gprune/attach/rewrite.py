@@ -69,7 +69,7 @@ def rewrite_call(
     run.report(outputs.chosen)
     everything = all(batch.everything for batch in outputs.chosen.values())
     if everything and untouched:
-        return {**given, host.ENCODED: outputs}
+        return _handed_over(given, outputs)
 
     drop = torch.zeros_like(columns.new)
     for modality, batch in outputs.chosen.items():
@@ -100,15 +100,18 @@ def rewrite_call(
 def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, state: CacheState) -> dict[str, Any]:
     """A call with these columns, whose cache comes out with this state."""
     outputs.state = state
-    if call.get("inputs_embeds") is not None:
-        call = {name: value for name, value in call.items() if name != "input_ids"}
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
-    return {
-        **all_types(call, columns.cached.shape[1]),
-        "attention_mask": state.mask,
-        "position_ids": columns.positions,
-        host.ENCODED: outputs,
-    }
+    rewritten = {**call, "attention_mask": state.mask, "position_ids": columns.positions}
+    return _handed_over(all_types(rewritten, columns.cached.shape[1]), outputs)
+
+
+def _handed_over(call: dict[str, Any], outputs: EncoderOutputs) -> dict[str, Any]:
+    """A call with what the encoders made; where embeddings are given, without the ids that were read from them."""
+    outputs.ids = call["input_ids"]
+    call = {**call, host.ENCODED: outputs}
+    if call.get("inputs_embeds") is not None:
+        del call["input_ids"]
+    return call
 
 
 def _unpruned(model: PreTrainedModel, call: dict[str, Any], cached: int) -> CacheState:

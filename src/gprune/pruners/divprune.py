@@ -22,7 +22,7 @@ class DivPrune(SetPruner):
     """
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Choose the token farthest from its nearest neighbour, then again and again the one farthest from those chosen.
+        """Choose the token farthest from its nearest neighbour, then ever again the one farthest from those chosen.
 
         Ties go to the lower index. A token whose norm is 0 points nowhere: its cosine similarity to every other is 0.
 
