@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attach import ImageReport, Run, UnsupportedModel, refusal, verify
+    from .attach import ImageReport, Run, refusal, verify
+    from .errors import AmbiguousRun, BadType, BadValue, GpruneError, UnfitSettings, UnsupportedModel
     from .pruners import (
         BAT,
         DART,
@@ -52,7 +53,10 @@ __all__ = [
     "DART",
     "PRUNERS",
     "VTW",
+    "AmbiguousRun",
     "Background",
+    "BadType",
+    "BadValue",
     "CDPruner",
     "Chain",
     "ClsAttention",
@@ -61,6 +65,7 @@ __all__ = [
     "FastV",
     "Foreground",
     "GPrune",
+    "GpruneError",
     "GraphCover",
     "ImageReport",
     "InsideTokens",
@@ -76,6 +81,7 @@ __all__ = [
     "Selection",
     "SetPruner",
     "ToMe",
+    "UnfitSettings",
     "Uniform",
     "Unpruned",
     "UnsupportedModel",
@@ -91,7 +97,8 @@ __all__ = [
 
 
 _ROOMS = {
-    "attach": ("ImageReport", "Run", "UnsupportedModel", "refusal", "verify"),
+    "attach": ("ImageReport", "Run", "refusal", "verify"),
+    "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
     "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
 }
 

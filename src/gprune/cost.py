@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from . import host
 from .architectures import architecture
+from .errors import BadType
 from .pruners import Method, Pruner, Unpruned
 from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
@@ -291,6 +292,6 @@ def _check(image_sizes: Sequence[tuple[int, int]], text_tokens: int) -> None:
 def _check_count(name: str, value: object, hint: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         kind = type(value).__name__
-        raise TypeError(f"{name}={value!r} is a {kind}; accepted are integers >= 1; pass an int")
+        raise BadType(f"{name}={value!r} is a {kind}; accepted are integers >= 1; pass an int")
     if value < 1:
         raise ValueError(f"{name}={value} is too small; accepted are integers >= 1; {hint}")

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .errors import GpruneError
+
 EMBEDDED = "embedded"
 """The name of the model in the package."""
 
 
-class UnusableModel(ValueError):
+class UnusableModel(GpruneError, ValueError):
     """A checkpoint cannot be loaded or pruned; the message says why and what is accepted."""
 
 

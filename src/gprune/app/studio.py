@@ -17,6 +17,7 @@ from ..attach import ImageReport, refusal
 from ..attach.tokens import reports_of, visual_tokens
 from ..cost import Cost, cost_of_prompt
 from ..draw import centre_crop, tiles_of
+from ..errors import GpruneError
 from ..kernels.blocks import directions
 from ..models import load
 from ..named import parse_pruner
@@ -207,7 +208,7 @@ class Studio:
             try:
                 for answers[i] in self._answer(subject, inputs, method, pruner):
                     yield list(answers)
-            except (ValueError, TypeError, RuntimeError) as error:
+            except (GpruneError, ValueError, RuntimeError) as error:
                 answers[i] = replace(answers[i], error=str(error))
                 yield list(answers)
 
@@ -256,7 +257,7 @@ class Studio:
                 assert isinstance(pruner, Pruner)
                 report, note = self._select(subject, question, pruner)
             pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (GpruneError, ValueError, RuntimeError) as error:
             return Panel(name, [], str(error))
         kept = f"{report.n_after} of {report.n_before} tokens kept"
         return Panel(name, pictures, f"{kept}; {note}" if note else kept)

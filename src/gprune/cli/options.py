@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ..errors import GpruneError
+
 if TYPE_CHECKING:
     from ..pruners import Method
 
@@ -42,7 +44,7 @@ def checking_input() -> Iterator[None]:
     """Turn what the library raises for bad arguments, or an extra that is not installed, into `WrongInput`."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (GpruneError, ValueError, OSError, ImportError) as error:
         raise WrongInput(str(error)) from error
 
 

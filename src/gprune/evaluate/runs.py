@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attach import refusal
+from ..errors import GpruneError
 from ..named import parse_pruner, seeded
 from ..tokens import Keep
 from .cells import Cell, Key, load, save
@@ -60,7 +61,7 @@ def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False
     """
     try:
         pruner = parse_pruner(method, keep, masks_known=masks_known)
-    except (ValueError, TypeError) as error:
+    except (GpruneError, ValueError) as error:
         return str(error)
     return refusal(pruner, model)
 

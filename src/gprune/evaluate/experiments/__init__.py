@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+from ...errors import BadType, GpruneError
 from ...named import parse_pruner
 from ...tokens import Keep, check_keep
 from ..cells import BASELINE
@@ -123,7 +124,7 @@ def read(path: Path) -> Experiment:
         raise ValueError(f"experiment {path} cannot be read ({error}); give a TOML file") from error
     try:
         return _experiment(path.stem, entries)
-    except (ValueError, TypeError) as error:
+    except (GpruneError, ValueError) as error:
         raise ValueError(f"experiment {path}: {error}") from error
 
 
@@ -139,7 +140,7 @@ def _experiment(name: str, entries: Mapping[str, Any]) -> Experiment:
 
 def _paper(name: str, value: object) -> Paper:
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is {value!r}; accepted is a table, [{name}]")
+        raise BadType(f"{name} is {value!r}; accepted is a table, [{name}]")
     values = _read(value, ("source", "scores", "rows"), ("others", "model"), f"[{name}]")
     paper = Paper(**values)
     width = len(paper.scores) + len(paper.others)
@@ -166,14 +167,14 @@ def _read(entries: Mapping[str, Any], needed: tuple[str, ...], allowed: tuple[st
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{name} is {value!r}; accepted is a text in quotes")
+        raise BadType(f"{name} is {value!r}; accepted is a text in quotes")
     return value
 
 
 def _whole(least: int) -> Callable[[str, object], int]:
     def read(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise TypeError(f"{name} has {value!r}; accepted is a whole number from {least} on")
+            raise BadType(f"{name} has {value!r}; accepted is a whole number from {least} on")
         return value
 
     return read
@@ -181,7 +182,7 @@ def _whole(least: int) -> Callable[[str, object], int]:
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} has {value!r}; accepted is a number")
+        raise BadType(f"{name} has {value!r}; accepted is a number")
     return value
 
 
@@ -192,7 +193,7 @@ def _keep(name: str, value: object) -> Keep:
 
 def _row(name: str, value: object) -> PaperRow:
     if not isinstance(value, list) or len(value) < 3:
-        raise TypeError(f"{name} has {value!r}; accepted is [method, keep, number, ...]")
+        raise BadType(f"{name} has {value!r}; accepted is [method, keep, number, ...]")
     return PaperRow(_text(name, value[0]), _keep(name, value[1]), tuple(_number(name, each) for each in value[2:]))
 
 
@@ -205,7 +206,7 @@ def _one_of(choices: Any, name: str, value: object) -> Any:
 def _list_of(read: Callable[[str, object], Any]) -> Callable[[str, object], tuple[Any, ...]]:
     def read_all(name: str, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list) or not value:
-            raise TypeError(f"{name} is {value!r}; accepted is a list in brackets with at least one entry")
+            raise BadType(f"{name} is {value!r}; accepted is a list in brackets with at least one entry")
         return tuple(read(name, each) for each in value)
 
     return read_all
