@@ -180,8 +180,9 @@ def capacity_of(cache: Any) -> int | None:
 
 def last_layer(cache: Any) -> Any:
     """The last layer of a cache whose `keys`, [B, heads, columns, d], hold every column; None if there is none."""
-    layers = [layer for layer in getattr(cache, "layers", ()) if type(layer) in (DynamicLayer, StaticLayer)]
-    return layers[-1] if layers and layers[-1].keys is not None else None
+    layers = reversed(getattr(cache, "layers", ()))
+    last = next((layer for layer in layers if type(layer) in (DynamicLayer, StaticLayer)), None)
+    return None if last is None or last.keys is None else last
 
 
 def uneven_layers(cache: Any) -> set[str]:

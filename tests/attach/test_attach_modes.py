@@ -160,9 +160,7 @@ def outcome(name: str, method: Method) -> str:
 def table() -> list[str]:
     """The rows of the README."""
     lines = [f"| `generate()` | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
-    return lines + [
-        f"| {name} | {' | '.join(outcome(name, method) for method in KINDS.values())} |" for name in WAYS
-    ]
+    return lines + [f"| {name} | {' | '.join(outcome(name, method) for method in KINDS.values())} |" for name in WAYS]
 
 
 def test_beams_are_those_of_every_prompt_alone() -> None:

@@ -212,6 +212,19 @@ def test_a_conversation_that_goes_on_after_its_block(model: Any) -> None:
         assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("name", ["gprune", "fastv"])
+def test_a_cache_that_is_emptied_after_its_block(model: Any, name: str) -> None:
+    """It holds no conversation any more, so that a new one in it is not pruned."""
+    prompt = prompts()[1]
+    expected = model(**prompt).logits
+    cache = T.DynamicCache(config=model.config.get_text_config())
+    with METHODS[name](model):
+        assert not torch.equal(model(**prompt, **with_cache(cache)).logits[:, -1], expected[:, -1])
+    cache.crop(-cache.get_seq_length())
+    assert cache.get_seq_length() == 0
+    assert torch.equal(model(**prompt, **with_cache(cache)).logits, expected)
+
+
 def test_a_thread_without_a_run_beside_several(model: Any) -> None:
     """Which is meant cannot be told, so that it is said; a run of one's own, or none, can."""
     inside, leave = threading.Barrier(3), threading.Event()
@@ -267,6 +280,26 @@ def test_unpruned_inside_another_block(model: Any) -> None:
             assert outer.images == inner.images == []
         assert torch.equal(answer(model, prompts()[0]), expected["gprune"][0])
     assert fingerprint(model) == before
+
+
+def test_models_beside_each_other(model: Any) -> None:
+    """What one thread puts on its model does not wait for, nor get lost by, what others do on theirs."""
+    models = [model, *(copy.deepcopy(model) for _ in range(3))]
+    before = [fingerprint(each) for each in models]
+    expected = answers(model, ["gprune", "fastv"])
+
+    def work(own: Any) -> Callable[[], None]:
+        def serve() -> None:
+            for round in range(30):
+                name = ("gprune", "fastv")[round % 2]
+                with METHODS[name](own) as run:
+                    assert torch.equal(answer(own, prompts()[1]), expected[name][1])
+                    assert len(run.images) == 1
+
+        return serve
+
+    together([work(own) for own in models])
+    assert [fingerprint(each) for each in models] == before
 
 
 def test_soak(model: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 _LOCK = Lock()
 """Held while hooks come and go, on whatever model."""
 
+_LATE: deque[Hooks] = deque()
+"""Those of which a call or a conversation was over while the lock was held: who holds it looks after them too."""
+
 _OWN: ContextVar[tuple[weakref.ref[Run], ...]] = ContextVar("gprune_runs", default=())
 """The runs that this thread or task attached, the last one last."""
 
@@ -68,11 +72,10 @@ class Hooks:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.runs: list[Run] = []
-        self.leases: dict[int | None, None] = {}
+        self.leases: dict[int, None] = {}
         self._arguments: dict[type, list[str]] = {}
         self.stock_masks = host.mask_maker(model)
         self.placed: dict[str, Callable[[], None]] = {}
-        self._late = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model goes on with the copied runs; conversations are those of the original."""
@@ -90,16 +93,11 @@ class Hooks:
         for group in sorted(wanted - self.placed.keys(), key=list(_GROUPS).index):
             self.placed[group] = _GROUPS[group](self)
 
-    def release(self, lease: int | None = None) -> None:
+    def release(self, lease: int) -> None:
         """A call or a conversation is over. May be called from anywhere, by the garbage collector too."""
         self.leases.pop(lease, None)
-        self._late = True
-        while self._late and _LOCK.acquire(blocking=False):  # who holds it comes here when done
-            try:
-                self._late = False
-                self.settle()
-            finally:
-                _LOCK.release()
+        _LATE.append(self)
+        _settle_late()
 
     # --- Who is in force ---
 
@@ -255,17 +253,32 @@ def put_on(run: Run) -> None:
             run.hooks = Hooks(run.model)
         if run.hooks is not None:
             run.hooks.runs.append(run)
-            run.hooks.settle()
-    if run.hooks is not None:
-        run.hooks.release()
+            try:
+                run.hooks.settle()
+            except BaseException:
+                run.attached = False
+                run.hooks.runs.remove(run)
+                run.hooks.settle()
+                raise
+    _settle_late()
 
 
 def take_off(run: Run) -> None:
     """Take off what nothing needs any more without this run."""
-    if run.hooks is not None:
-        with _LOCK:
+    with _LOCK:
+        if run.hooks is not None:
             run.hooks.runs.remove(run)
-        run.hooks.release()
+            run.hooks.settle()
+    _settle_late()
+
+
+def _settle_late() -> None:
+    while _LATE and _LOCK.acquire(blocking=False):
+        try:
+            while _LATE:
+                _LATE.popleft().settle()
+        finally:
+            _LOCK.release()
 
 
 def check_continuation(call: Mapping[str, Any], columns: int) -> None:

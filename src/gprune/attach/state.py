@@ -134,8 +134,12 @@ def check_cropped(state: CacheState, cached: int) -> None:
 
 
 def lease_of(cache: Any) -> Lease | None:
-    """What keeps on the model what the conversation of a cache needs; None if it did not begin under a run."""
-    return getattr(cache, LEASE, None)
+    """What keeps on the model what the conversation of a cache needs; None if it did not begin under a run.
+
+    A cache that was emptied, to be used again, is no conversation any more.
+    """
+    lease = getattr(cache, LEASE, None)
+    return None if lease is None or columns_of(cache) == 0 else lease
 
 
 def write_lease(cache: Any, lease: Lease) -> None:
