@@ -160,7 +160,7 @@ class Hooks:
                     "images are added to a cache whose prompt was pruned, but no pruner is in force; attach one, or "
                     "prefill again without it"
                 )
-            if "video" in carried and run.layout.video is None:
+            if "video" in carried and run.family.video is None:
                 raise ValueError(
                     f"this call carries a video, whose tokens would be left unpruned; of "
                     f"{self.model.config.model_type} only images can be pruned; detach the pruner for calls with videos"

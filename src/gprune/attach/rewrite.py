@@ -63,7 +63,7 @@ def rewrite_call(
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
     for modality in carried:
-        gathered = gather(run.selector, run.layout, model, modality, outputs[modality], prompt)
+        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt)
         outputs.chosen[modality] = choose(run.selector, gathered)
     outputs.run = run
     run.report(outputs.chosen)
@@ -74,7 +74,7 @@ def rewrite_call(
     drop = torch.zeros_like(columns.new)
     for modality, batch in outputs.chosen.items():
         if not batch.whole:
-            outputs[modality] = keep_rows(outputs[modality], run.layout.output, batch.order, batch.kept, batch.merged)
+            outputs[modality] = keep_rows(outputs[modality], run.family.output, batch.order, batch.kept, batch.merged)
             gone = ~batch.kept.to(drop.device)
             drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
     start = state.start(cached)
