@@ -22,7 +22,7 @@ from kernels import RESULTS, clustered_on, seconds
 from torch import Tensor
 
 from gprune import Random, View, VisualTokens
-from gprune.attach.encoder import encode
+from gprune.attach.encoding import encode
 from gprune.evaluate.cells import versions
 from gprune.evaluate.noise import build_model, build_prompts
 from gprune.families.architectures import architecture

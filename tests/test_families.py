@@ -11,6 +11,7 @@ import pytest
 from families import FAMILIES, IMAGE, Size
 from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
 
+import gprune
 from gprune.families.table import FAMILIES as TABLE
 
 WORDS = {
@@ -94,3 +95,12 @@ def test_the_readme_names_every_family_of_the_table() -> None:
     refused = ", ".join(family for family, _, why in rows if why.startswith("refused") and "decoder" not in why)
     names = {name.removesuffix("video") for name, family in TABLE.items() if family.refused}
     assert set(refused.lower().replace(" 1", "").split(", ")) == names
+
+
+def test_families_import_nothing_that_is_above_them() -> None:
+    rooms = {
+        room
+        for file in Path(gprune.__file__).parent.glob("families/*.py")
+        for room in re.findall(r"^ *from \.\.([\w.]+) import", file.read_text(), re.MULTILINE)
+    }
+    assert rooms <= {"host", "pruners.base", "tokens"}

@@ -11,7 +11,7 @@ from families import BROKEN, FAMILIES, SINCE
 from reference import kept_rows
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from gprune.attach.selection import marked_rows
+from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.families.tiles import adjacent, grouped, overview_last, spans_of

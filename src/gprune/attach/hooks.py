@@ -24,11 +24,10 @@ from .. import host
 from ..errors import AmbiguousRun, UnsupportedModel
 from ..host import PIXELS
 from ..pruners.base import Method
-from .decoder import LayerHooks
-from .encoder import EncoderOutputs, RecordingEncoder, encoding_of, modalities
-from .merging import put_on_tower
-from .narrow import take_rows
-from .rewrite import rewrite_call, text_token
+from .call import rewrite_call, text_token
+from .encoding import EncoderOutputs, RecordingEncoder, encoding_of, modalities
+from .llm import LayerHooks
+from .llm_columns import take_rows
 from .rows import mark_rows, moved_rows
 from .state import (
     CacheState,
@@ -40,6 +39,7 @@ from .state import (
     write_lease,
     write_state,
 )
+from .tower_merging import put_on_tower
 from .verification import verify_untested
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from ..errors import GpruneError
 from ..host import Modality
 from ..pruners.base import Method
-from .decoder import check_decoder, decoder_pruner
+from .choosing import BatchSelection, selector_of
 from .hooks import own_run, put_on, take_off
-from .merging import check_merged_features, check_tower
+from .llm import check_decoder, decoder_pruner
 from .report import ImageReport, report_images
-from .selection import BatchSelection, selector_of
-from .signals import check_needs
 from .support import family_of, unwrapped
+from .tower_merging import check_merged_features, check_tower
+from .tower_reading import check_needs
 
 if TYPE_CHECKING:
     from .hooks import Hooks

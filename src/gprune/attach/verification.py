@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..pruners import L2Norm, Unpruned
-from .encoder import encode, encoding_of, modalities
+from .encoding import encode, encoding_of, modalities
 from .support import family_of, unwrapped
 
 if TYPE_CHECKING:

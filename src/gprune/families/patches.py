@@ -49,7 +49,7 @@ def merged(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tenso
 
 
 def merged_in_windows(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
-    """A token is the mean of patches that follow each other in a tower that puts those of a window next to each other."""
+    """A token is the mean of patches that follow each other where a tower puts those of a window side by side."""
     tower = base.visual
     merge = tower.spatial_merge_size
     window = tower.window_size // merge // tower.patch_size

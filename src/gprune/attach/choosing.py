@@ -18,9 +18,9 @@ from ..families.views import Item, Views
 from ..host import PIXELS, Modality
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import View, VisualTokens
-from .encoder import Encoding, encoding_of, prompt_order
-from .signals import reader
+from .encoding import Encoding, encoding_of, prompt_order
 from .support import fields_of
+from .tower_reading import reader
 
 
 class _Everything(Pruner):

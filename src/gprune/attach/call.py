@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
+from .choosing import Prompt, choose, gather
 from .columns import (
     Columns,
     all_types,
@@ -20,9 +21,8 @@ from .columns import (
     read_columns,
     skip_replayed,
 )
-from .encoder import EncoderOutputs, encode, keep_rows, modalities
+from .encoding import EncoderOutputs, encode, keep_rows, modalities
 from .positions import next_position, renumber
-from .selection import Prompt, choose, gather
 from .state import CacheState
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import VisualTokens
-from .encoder import encode
+from .choosing import Prompt, gather
+from .encoding import encode
 from .report import ImageReport, report_images
 from .run import attach
-from .selection import Prompt, gather
 
 
 @torch.no_grad()

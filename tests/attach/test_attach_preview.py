@@ -11,7 +11,7 @@ from families import FAMILIES, Family
 
 from gprune import CDPruner, ClsAttention, GPrune, Pruner, ToMe, UnsupportedModel, VisionZip
 from gprune.attach import ImageReport
-from gprune.attach.tokens import reports_of, visual_tokens
+from gprune.attach.preview import reports_of, visual_tokens
 from gprune.families.table import FAMILIES as TABLE
 
 CROSSED: list[tuple[str, Pruner]] = [(name, GPrune(0.4)) for name in FAMILIES]

@@ -20,9 +20,9 @@ from ..families.table import families_of, missing
 from ..host import Modality
 from ..pruners.base import Method
 from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
-from .encoder import EncoderOutputs
-from .lastrow import last_row, with_look
-from .narrow import Left, narrow_mask, read_layers, take, write_layers
+from .encoding import EncoderOutputs
+from .llm_attention import last_row, with_look
+from .llm_columns import Left, narrow_mask, read_layers, take, write_layers
 
 
 def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:

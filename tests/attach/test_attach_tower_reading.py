@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from gprune.attach import UnsupportedModel, towers
-from gprune.attach.signals import _layer_index
-from gprune.attach.towers import attention_received
+from gprune.attach import UnsupportedModel, tower_reading
+from gprune.attach.tower_reading import _layer_index, attention_received
 from gprune.families.table import FAMILIES as TABLE
 
 COVERED = [name for name in FAMILIES if TABLE[name].tower]
@@ -200,7 +199,7 @@ def test_newline_rows_know_nothing() -> None:
 @pytest.mark.parametrize("kind", ["none", "bool", "additive", "padding"])
 @pytest.mark.parametrize("at_once", [1, 10**6])
 def test_received_attention_by_the_book(kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(tower_reading, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(3)
     query, key = torch.randn(2, 2, 3, 7, 4, generator=generator).unbind(0)
     allowed = torch.ones(2, 7, 7, dtype=torch.bool)
