@@ -21,9 +21,9 @@ import torch
 import transformers
 
 from gprune import GPrune
-from gprune.architectures import architecture
 from gprune.cost import cost
-from gprune.tiling import tiling
+from gprune.families.architectures import architecture
+from gprune.families.tiling import tiling
 
 MODEL = "llava-next-8b"
 PAPER = (18.52, 6.76)

@@ -22,14 +22,14 @@ from kernels import RESULTS, clustered_on, seconds
 from torch import Tensor
 
 from gprune import Random, View, VisualTokens
-from gprune.architectures import architecture
-from gprune.attach.encoder import encode
-from gprune.attach.rewrite import rewrite_call
+from gprune.attach.call import rewrite_call
+from gprune.attach.encoding import encode
 from gprune.evaluate.cells import versions
 from gprune.evaluate.noise import build_model, build_prompts
+from gprune.families.architectures import architecture
+from gprune.families.tiling import tiling
 from gprune.models import read_config
 from gprune.named import parse_pruner
-from gprune.tiling import tiling
 
 COMMAND = "python benchmarks/selection.py"
 METHODS = ("random", "gprune", "divprune", "graphcover")

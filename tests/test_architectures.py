@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from gprune.architectures import ARCHITECTURES, architecture
+from gprune.families.architectures import ARCHITECTURES, architecture
 
 PARAMETERS = {
     "llava-next-8b": 8_355_276_800,

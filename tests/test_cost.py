@@ -26,14 +26,14 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from gprune.architectures import architecture
 from gprune.cost import Cost, cost, cost_of_prompt, measure
+from gprune.families.architectures import architecture
+from gprune.families.tiling import Tiling, tiling
 from gprune.named import parse_pruner
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
 from gprune.scenes.benchmark import examples
 from gprune.scenes.model import load_embedded
-from gprune.tiling import Tiling, tiling
 from gprune.tokens import View, VisualTokens
 
 TILE, PATCH = 28, 7

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from families import FAMILIES, IMAGE, Size
 from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
+
+import gprune
+from gprune.families.table import FAMILIES as TABLE
 
 WORDS = {
     **{"[begin]": BEGIN, "[image]": IMAGE, "[break]": BREAK, "[end]": END, "[tag]": TAG, "[global]": GLOBAL},
@@ -80,3 +84,23 @@ def test_images_stand_in_prompts_as_the_processors_write_them(name: str, size: S
     words = re.findall("|".join(map(re.escape, sorted(WORDS, key=len, reverse=True))), text)
     assert "".join(words) == text
     assert [WORDS[word] for word in words] == FAMILIES[name].image_ids(size, lambda count: [])
+
+
+def test_the_readme_names_every_family_of_the_table() -> None:
+    table = (Path(__file__).parents[1] / "README.md").read_text().partition("| family | `model_type` |")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(row[1] for row in rows))) == [
+        name for name, family in TABLE.items() if not family.refused
+    ]
+    refused = ", ".join(family for family, _, why in rows if why.startswith("refused") and "decoder" not in why)
+    names = {name.removesuffix("video") for name, family in TABLE.items() if family.refused}
+    assert set(refused.lower().replace(" 1", "").split(", ")) == names
+
+
+def test_families_import_nothing_that_is_above_them() -> None:
+    rooms = {
+        room
+        for file in Path(gprune.__file__).parent.glob("families/*.py")
+        for room in re.findall(r"^ *from \.\.([\w.]+) import", file.read_text(), re.MULTILINE)
+    }
+    assert rooms <= {"host", "pruners.base", "tokens"}

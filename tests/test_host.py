@@ -62,7 +62,7 @@ NAMES = {
 
 SAYS = {
     # Configs of published models say what transformers' config classes call things, and nothing is read by these names.
-    "architectures.py": {"image_token_id", "fullatt_block_indexes"},
+    "families/architectures.py": {"image_token_id", "fullatt_block_indexes"},
     # vLLM's names, in its own contract, which are the same words.
     "serve/qwen.py": {"image_token_id"},
 }

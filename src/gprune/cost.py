@@ -21,13 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from . import host
-from .architectures import architecture
 from .errors import BadType
+from .families.architectures import architecture
+from .families.table import FAMILIES
+from .families.tiling import tiling
 from .pruners import Method, Pruner, Unpruned
-from .tiling import ANY_RESOLUTION, ONE_VIEW, tiling
 from .tokens import Keep, check_keep, kept_count
 
-COUNTABLE = (*ONE_VIEW, *ANY_RESOLUTION)
+COUNTABLE = [name for kind in ("whole", "any resolution") for name, row in FAMILIES.items() if row.tiling == kind]
 """Model types whose visual tokens follow from the size of an image."""
 
 UNPRUNED = Unpruned()
@@ -81,7 +82,7 @@ def cost(
     """Cost of one prompt with any number of images.
 
     Args:
-        model: name of one of `gprune.architectures.ARCHITECTURES`, or the config of a transformers model, or
+        model: name of one of `gprune.families.architectures.ARCHITECTURES`, or the config of a transformers model, or
             the model itself, which is not run. A config that names no dtype is counted in float32.
         image_sizes: (height, width) in pixels of each image of the prompt, in order; empty for text only.
         text_tokens: tokens of the prompt that are not visual tokens: start token, chat template, question.
@@ -207,7 +208,7 @@ def _count_vision(net: Any, image_sizes: Sequence[tuple[int, int]]) -> tuple[int
     config, count = net.config, len(image_sizes)
     shape: tuple[int, ...] = (3, config.vision_config.image_size, config.vision_config.image_size)
     sizes: dict[str, Any] = {}
-    if config.model_type in ANY_RESOLUTION:
+    if _tiled(config):
         shape = (max(tiling(config, size).tiles for size in image_sizes), *shape)
         sizes["image_sizes"] = [list(size) for size in image_sizes]
     if config.model_type == "llava_onevision":
@@ -234,15 +235,19 @@ def _count_selection(net: Any, tiles: int, views: Sequence[int], counts: Sequenc
     return flops + sum(pruner.selection_flops(n, k, width, keys) for n, k in zip(views, counts, strict=True))
 
 
+def _tiled(config: Any) -> bool:
+    return FAMILIES[config.model_type].tiling == "any resolution"
+
+
 def _tiles(config: Any, size: tuple[int, int], images: int) -> int:
     """How many tiles the vision tower sees of an image."""
-    lone = config.model_type in ANY_RESOLUTION and not (config.model_type == "llava_onevision" and images > 1)
+    lone = _tiled(config) and not (config.model_type == "llava_onevision" and images > 1)
     return tiling(config, size).tiles if lone else 1
 
 
 def _views(config: Any, size: tuple[int, int], tokens: int, images: int) -> list[int]:
     """Tokens of each view of an image, given how many visual tokens the model makes of it in all."""
-    if config.model_type in ONE_VIEW:
+    if not _tiled(config):
         return [tokens]
     tiles = tiling(config, size)
     views, newlines = list(tiles.views), tiles.newlines

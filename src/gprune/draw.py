@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 from .attach import ImageReport
-from .attach.layouts import LAYOUTS
+from .families.table import FAMILIES
 
 try:
     from matplotlib import colormaps
@@ -91,7 +91,7 @@ def tiles_of(model: Any, inputs: Any) -> list[Image.Image]:
     Raises:
         ValueError: the processor cut the tiles further, into flat patches.
     """
-    if LAYOUTS[model.config.model_type].joins is None:
+    if FAMILIES[model.config.model_type].joins is None:
         return []
     pixels = inputs["pixel_values"].float()
     if pixels.ndim < 4 or pixels.shape[-3] != 3:

@@ -32,7 +32,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from .attach.support import layout_of
+    from .attach.support import family_of
     from .errors import UnsupportedModel
 
     transformers.utils.logging.set_verbosity_error()
@@ -49,7 +49,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
             raise ValueError("it has no chat template")
         model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     try:
-        layout_of(model)
+        family_of(model)
     except UnsupportedModel as error:
         raise UnusableModel(str(error)) from error
     return model.eval().to(device), processor

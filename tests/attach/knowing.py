@@ -12,7 +12,7 @@ from families import BATCH, Family, Media, is_video, is_visual
 from reference import KeptPrompt, kept_prompts
 from torch import Tensor
 
-from gprune.attach.encoder import encoding_of
+from gprune.attach.encoding import encoding_of
 from gprune.pruners import Pruner, Selection, SetPruner
 from gprune.pruners.base import Need
 from gprune.tokens import View, VisualTokens

@@ -13,7 +13,7 @@ from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
 from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended
 
 from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel
-from gprune.attach.decoder import FAMILIES as INSIDE
+from gprune.families.table import families_of
 from gprune.pruners import Pruner
 
 STEPS = 9  # the prefill and 8 decode steps
@@ -52,6 +52,7 @@ def deeper(family: Family) -> Family:
 
 DEEPER = {name: deeper(family) for name, family in FAMILIES.items()}
 FAMILY = DEEPER["llava_next"]
+INSIDE = families_of(FastV())
 
 
 @pytest.fixture(params=[name for name in DEEPER if name in INSIDE])

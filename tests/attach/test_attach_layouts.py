@@ -11,21 +11,21 @@ from families import BROKEN, FAMILIES, SINCE
 from reference import kept_rows
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from gprune.attach.layouts import LAYOUTS
-from gprune.attach.newline import base_and_lines
-from gprune.attach.selection import marked_rows
-from gprune.attach.tiles import adjacent, grouped, overview_last, spans_of
-from gprune.attach.views import Item, scaled
+from gprune.attach.choosing import marked_rows
+from gprune.families.table import FAMILIES as TABLE
+from gprune.families.table import families_of
+from gprune.families.tiles import adjacent, grouped, overview_last, spans_of
+from gprune.families.views import Item, base_and_lines, scaled
 from gprune.pruners import L2Norm
 
-NEWLINES = [name for name, layout in LAYOUTS.items() if layout.views is base_and_lines]
+NEWLINES = [name for name, row in TABLE.items() if row.views is base_and_lines]
 
 
-def test_every_family_of_the_matrix_has_a_layout_and_the_other_way_round() -> None:
+def test_every_family_of_the_matrix_has_a_row_and_the_other_way_round() -> None:
     absent = {name for name in (*SINCE, *BROKEN) if name not in FAMILIES}
-    assert set(LAYOUTS) & set(CONFIG_MAPPING_NAMES) - absent == set(FAMILIES)
-    assert {name: layout.since for name, layout in LAYOUTS.items() if layout.since != "5.19"} == SINCE
-    assert {name: layout.broken for name, layout in LAYOUTS.items() if layout.broken} == BROKEN
+    assert set(families_of(L2Norm())) & set(CONFIG_MAPPING_NAMES) - absent == set(FAMILIES)
+    assert {name: row.since for name, row in TABLE.items() if row.since != "5.19"} == SINCE
+    assert {name: row.broken for name, row in TABLE.items() if row.broken} == BROKEN
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def test_views_are_read_back_from_newlines(name: str, dtype: torch.dtype) -> Non
         features = torch.randn(count, 32).to(dtype)
         features[family.tokens(features, size).fixed] = model.model.image_newline.to(dtype)
         (marked,) = marked_rows([features], model.model.image_newline)
-        found = LAYOUTS[name].views(Item(model, features, {}, (0, 0), marked=marked))
+        found = TABLE[name].views(Item(model, features, {}, (0, 0), marked=marked))
         assert [(view.rows.tolist(), view.grid) for view in found] == views, size
 
 
@@ -151,7 +151,7 @@ def test_several_images_of_one_onevision_prompt() -> None:
 def test_features_laid_out_otherwise_are_refused(rows: list[int]) -> None:
     model = FAMILIES["llava_next"].model()
     with pytest.raises(ValueError, match=r"30 visual tokens.*16 base tokens.*prefill_chunk_size"):
-        LAYOUTS["llava_next"].views(Item(model, torch.randn(30, 32), {}, (0, 0), marked=rows))
+        TABLE["llava_next"].views(Item(model, torch.randn(30, 32), {}, (0, 0), marked=rows))
 
 
 def test_grid_in_the_proportions_of_the_picture() -> None:

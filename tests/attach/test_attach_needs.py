@@ -22,13 +22,13 @@ from gprune import (
     VisionZip,
     ZeroTPrune,
 )
-from gprune.attach.signals import SOURCES
+from gprune.families.table import FAMILIES as TABLE
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 close: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
-READ = [name for name in FAMILIES if name in SOURCES]
+READ = [name for name in FAMILIES if TABLE[name].tower]
 WHOLE = [
     name for name in READ if name not in ("idefics3", "smolvlm", "internvl", "aya_vision", "cohere2_vision", "lfm2_vl")
 ]

@@ -12,8 +12,8 @@ from decoding import cache_of, with_cache
 from families import FAMILIES, IMAGE, prompt_of
 
 from gprune.attach import UnsupportedModel
-from gprune.attach.layouts import LAYOUTS
 from gprune.attach.support import refusal
+from gprune.families.table import FAMILIES as TABLE
 from gprune.pruners import GPrune, NonFiniteFeatures
 
 FAMILY = FAMILIES["llava_next"]
@@ -101,13 +101,13 @@ def test_transformers_without_pre_encoded_images(model: Any, monkeypatch: pytest
 
 
 def test_transformers_too_old_for_one_family(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "llava_next", replace(LAYOUTS["llava_next"], since="5.999"))
+    monkeypatch.setitem(TABLE, "llava_next", replace(TABLE["llava_next"], since="5.999"))
     with pytest.raises(UnsupportedModel, match=rf"{T.__version__}.*pip install 'transformers>=5\.999'"):
         PRUNER.attach(model)
 
 
 def test_transformers_in_which_one_family_is_broken(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "llava_next", replace(LAYOUTS["llava_next"], broken=T.__version__))
+    monkeypatch.setitem(TABLE, "llava_next", replace(TABLE["llava_next"], broken=T.__version__))
     with pytest.raises(UnsupportedModel, match=rf"in transformers {T.__version__} itself.*,!={T.__version__}'"):
         PRUNER.attach(model)
 

@@ -230,9 +230,7 @@ def test_the_base_model_by_itself(pruner: Method) -> None:
         assert images == len(run.images) == 3
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ("llava", "llava_next", "paligemma", "vipllava") if name in FAMILIES]
-)
+@pytest.mark.parametrize("name", [name for name in ("llava", "llava_next", "paligemma") if name in FAMILIES])
 def test_features_that_are_asked_for_under_tome_are_numbers(name: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model(), family.inputs()

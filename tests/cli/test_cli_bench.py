@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import Run
 
-from gprune import architectures
-from gprune.architectures import architecture
 from gprune.cost import cost
 from gprune.evaluate.throughput_table import markdown
+from gprune.families import architectures
+from gprune.families.architectures import architecture
 from gprune.scenes.model import build_config
 
 QUICK = ("--repeats", 1, "--new-tokens", 2, "--text-tokens", 12, "--image-size", "64x48")

@@ -40,13 +40,13 @@ def test_a_host_that_loses_the_cache(run: Run, command: list[str], monkeypatch: 
 
 
 def test_a_host_whose_masks_are_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gprune.attach import rewrite
+    from gprune.attach import call
 
-    made = rewrite._rewritten
+    made = call._rewritten
 
     def unmasked(*args: Any) -> dict[str, Any]:
         return {name: value for name, value in made(*args).items() if name != "attention_mask"}
 
-    monkeypatch.setattr(rewrite, "_rewritten", unmasked)
+    monkeypatch.setattr(call, "_rewritten", unmasked)
     result = run("verify")
     assert result.code == 1 and "decoding with a KV cache after pruning changes the logits" in result.err

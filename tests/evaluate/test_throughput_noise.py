@@ -13,8 +13,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gprune import GPrune, Random
-from gprune.architectures import ARCHITECTURES, architecture
 from gprune.evaluate.noise import build_model, build_prompts, process_prompts
+from gprune.families.architectures import ARCHITECTURES, architecture
 from gprune.scenes.model import load_embedded
 
 SIZES = [(480, 640), (640, 200), (90, 70)]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gprune.families.tiling import tiling
 from gprune.scenes.model import IMAGE, PATCH, TILE, build_config, build_model, build_processor, build_tokenizer
 from gprune.scenes.vocabulary import CANVASES
-from gprune.tiling import tiling
 
 ODD_SIZES = ((1, 1), (3, 3), (1, 40), (40, 1), (3, 100), (512, 512), (451, 300), (4000, 40), (40, 4000))
 

@@ -110,7 +110,7 @@ def test_the_server_has_a_method() -> None:
 
 @pytest.mark.parametrize("keep", [0, 0.0, 1.5, -1, True, "0.3", None, [1], float("nan"), float("inf")])
 def test_wrong_budgets(keep: Any) -> None:
-    with pytest.raises(ValueError, match=r"gprune_keep: keep=.*a float in \(0, 1\] is a ratio, an int >= 1"):
+    with pytest.raises(ValueError, match=r"gprune_keep: keep=.*a float in \(0, 1\], which is a ratio, or an int >= 1"):
         keep_of(Config(), {"gprune_keep": keep})
 
 

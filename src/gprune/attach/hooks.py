@@ -25,11 +25,10 @@ from .. import host
 from ..errors import AmbiguousRun, UnsupportedModel
 from ..host import PIXELS
 from ..pruners.base import Method
-from .decoder import LayerHooks
-from .encoder import EncoderOutputs, RecordingEncoder, encoding_of, modalities
-from .merging import put_on_tower
-from .narrow import take_rows
-from .rewrite import rewrite_call, text_token
+from .call import rewrite_call, text_token
+from .encoding import EncoderOutputs, RecordingEncoder, encoding_of, modalities
+from .llm import LayerHooks
+from .llm_columns import take_rows
 from .rows import mark_rows, moved_rows
 from .state import (
     CacheState,
@@ -41,6 +40,7 @@ from .state import (
     write_lease,
     write_state,
 )
+from .tower_merging import put_on_tower
 from .verification import verify_untested
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Hooks:
                     "images are added to a cache whose prompt was pruned, but no pruner is in force; attach one, or "
                     "prefill again without it"
                 )
-            if "video" in carried and run.layout.video is None:
+            if "video" in carried and run.family.video is None:
                 raise ValueError(
                     f"this call carries a video, whose tokens would be left unpruned; of "
                     f"{self.model.config.model_type} only images can be pruned; detach the pruner for calls with videos"

@@ -14,17 +14,16 @@ from transformers import PreTrainedModel
 from ..errors import GpruneError
 from ..host import Modality
 from ..pruners.base import Method
-from .decoder import check_decoder, decoder_pruner
+from .choosing import BatchSelection, selector_of
 from .hooks import own_run, put_on, take_off
-from .merging import check_merged_features, check_tower
+from .llm import check_decoder, decoder_pruner
 from .report import ImageReport, report_images
-from .selection import BatchSelection, selector_of
-from .signals import check_needs
-from .support import layout_of, unwrapped
+from .support import family_of, unwrapped
+from .tower_merging import check_merged_features, check_tower
+from .tower_reading import check_needs
 
 if TYPE_CHECKING:
     from .hooks import Hooks
-    from .layouts import Layout
 
 _WARNED: weakref.WeakKeyDictionary[PreTrainedModel, list[Method]] = weakref.WeakKeyDictionary()
 """Of which methods a warning was given, by the model that it is about."""
@@ -63,8 +62,8 @@ def check(method: Method, model: PreTrainedModel) -> None:
     """Raise UnsupportedModel or UnfitSettings if a method does not go on a model."""
     if method.acts == "nowhere":
         return
-    layout = layout_of(model)
-    check_needs(selector_of(method), model, layout)
+    family_of(model)
+    check_needs(selector_of(method), model)
     for part in method.parts:
         if part.acts == "in the tower":
             check_tower(part, model)
@@ -94,7 +93,7 @@ class Run:
         self._reports: dict[Modality, _PerThread] = {"image": _PerThread(), "video": _PerThread()}
         if method.acts != "nowhere":
             self.selector = selector_of(method)
-            self.layout: Layout = layout_of(model)
+            self.family = family_of(model)
         put_on(self)
 
     @property

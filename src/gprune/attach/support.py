@@ -9,23 +9,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnsupportedModel
-from .layouts import LAYOUTS, Layout
-
-_CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
-_QUERIES = "its Q-Former already condenses every image to a few query tokens"
-_CROSS_ATTENTION = "images reach its LLM by cross-attention, so that they take no place in the prompt"
-
-REFUSED = {
-    "blip-2": _QUERIES,
-    "chameleon": _CODEBOOK,
-    "emu3": _CODEBOOK,
-    "idefics": _CROSS_ATTENTION,
-    "instructblip": _QUERIES,
-    "instructblipvideo": _QUERIES,
-    "kosmos-2": "its resampler already condenses every image to a few query tokens",
-    "mllama": _CROSS_ATTENTION,
-}
-"""Why families that take images cannot be pruned, by model_type."""
+from ..families.table import FAMILIES, UNKNOWN, Family
 
 
 def unwrapped(model: Any) -> Any:
@@ -41,8 +25,8 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-def layout_of(model: Any) -> Layout:
-    """The layout of the model's visual tokens.
+def family_of(model: Any) -> Family:
+    """The family of a model.
 
     Raises:
         UnsupportedModel: not a generating model of a supported family, or transformers is too old.
@@ -56,48 +40,49 @@ def layout_of(model: Any) -> Layout:
             f"cannot prune a {type(model).__name__} (model_type={model_type!r}): it is not a model of transformers "
             f"that generates; pass the ...ForConditionalGeneration model; if this wraps one, pass the wrapped model"
         )
-    layout = LAYOUTS[model.config.model_type]
+    family = FAMILIES[model.config.model_type]
     installed = host.installed()
-    if installed < Version(layout.since):
+    if installed < Version(family.since):
         raise UnsupportedModel(
             f"{type(model).__name__}.forward takes no pruned images in transformers {installed}; accepted is "
-            f"{host.SUPPORTED} from {layout.since} on; pip install 'transformers>={layout.since}'"
+            f"{host.SUPPORTED} from {family.since} on; pip install 'transformers>={family.since}'"
         )
-    if str(installed) == layout.broken:
+    if str(installed) == family.broken:
         raise UnsupportedModel(
             f"{type(model).__name__} does not work in transformers {installed} itself, with or without a pruner; "
             f"accepted is any other of {host.SUPPORTED}; pip install '{host.SUPPORTED},!={installed}'"
         )
-    _check_contract(model, layout)
-    return layout
+    _check_contract(model, family)
+    return family
 
 
-def fields_of(model: PreTrainedModel, layout: Layout) -> tuple[str, ...]:
+def fields_of(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
     """The fields of an encoder's output that lose the rows of dropped tokens."""
-    return (layout.output, host.DEEPSTACK) if host.deepstack_levels(model.config) else (layout.output,)
+    return (family.output, host.DEEPSTACK) if host.deepstack_levels(model.config) else (family.output,)
 
 
-def _check_contract(model: PreTrainedModel, layout: Layout) -> None:
+def _check_contract(model: PreTrainedModel, family: Family) -> None:
     """Raise UnsupportedModel if something is missing of what every pruner relies on in the model."""
     host.forward_arguments(model)
     host.placeholder(model.config)
-    host.check_encoder(model, "image", (host.UNPOOLED, *fields_of(model, layout)))
-    if layout.video is not None and host.encoder_of(model, "video") is not None:
-        host.check_encoder(model, "video", (host.UNPOOLED, *fields_of(model, layout)))
-    host.check_rope_3d(model, layout.rope_3d)
+    host.check_encoder(model, "image", (host.UNPOOLED, *fields_of(model, family)))
+    if family.video is not None and host.encoder_of(model, "video") is not None:
+        host.check_encoder(model, "video", (host.UNPOOLED, *fields_of(model, family)))
+    host.check_rope_3d(model, family.rope_3d)
 
 
 def refusal(config: Any) -> str | None:
     """Why models with this config cannot be pruned, and what to do; None if they can."""
     model_type = getattr(config, "model_type", None)
-    if model_type in LAYOUTS:
-        return None
-    if model_type in REFUSED:
-        reason = REFUSED[model_type]
+    if model_type in FAMILIES:
+        reason = FAMILIES[model_type].refused
+        if not reason:
+            return None
     elif getattr(config, "is_encoder_decoder", False):
         reason = "in an encoder-decoder model, images are not in the prompt of the part that generates"
     elif hasattr(config, "vision_config"):
-        reason = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
+        reason = UNKNOWN
     else:
         reason = "it does not take images"
-    return f"{reason}; supported are models with model_type {', '.join(LAYOUTS)}"
+    known = ", ".join(name for name, family in FAMILIES.items() if not family.refused)
+    return f"{reason}; supported are models with model_type {known}"

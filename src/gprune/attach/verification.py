@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..pruners import L2Norm, Unpruned
-from .encoder import encode, encoding_of, modalities
-from .support import layout_of, unwrapped
+from .encoding import encode, encoding_of, modalities
+from .support import family_of, unwrapped
 
 if TYPE_CHECKING:
     from ..pruners import Method
@@ -60,7 +60,7 @@ def verify(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
         ValueError: the inputs carry no image.
     """
     model = unwrapped(model)
-    layout_of(model)
+    family_of(model)
     with _bare(model) as bare:
         call = _padded(bare, dict(inputs))
         changes = {

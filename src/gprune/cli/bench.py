@@ -126,8 +126,8 @@ def _subject(
     import torch
     from transformers.utils import logging
 
-    from ..architectures import ARCHITECTURES, architecture
     from ..evaluate.noise import build_model, build_prompts, process_prompts
+    from ..families.architectures import ARCHITECTURES, architecture
 
     if name not in ARCHITECTURES:
         read_config(name, *ARCHITECTURES)

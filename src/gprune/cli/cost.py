@@ -43,8 +43,8 @@ def cost(
     """
     runs = [baseline(), *read_pruners(method, keep)]
     sizes = read_list(image_size, "image-size", read_size)
-    from ..architectures import ARCHITECTURES
     from ..cost import cost as count
+    from ..families.architectures import ARCHITECTURES
 
     config = model if model in ARCHITECTURES else read_config(model, *ARCHITECTURES)
     rows: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from .options import AsJson, print_json, print_table
+from .options import AsJson, print_json, print_table, read_pruners
 
 if TYPE_CHECKING:
     from ..pruners import Method
@@ -16,18 +16,17 @@ def methods(as_json: AsJson = False) -> None:
 
     Example: `gprune methods --json`
     """
-    from ..attach.families import families_of
-    from ..pruners import PRUNERS
+    from ..families.table import families_of
 
     rows: list[dict[str, Any]] = [
         {
             "method": name,
-            "acts": acts(method),
+            "acts": method.acts,
             "needs": list(method.needs),
             "source": _source(method),
             "families": families_of(method),
         }
-        for name, method in PRUNERS.items()
+        for name, method in read_pruners("all", "0.3", masks_known=True)
     ]
     if as_json:
         print_json(rows)
@@ -37,16 +36,7 @@ def methods(as_json: AsJson = False) -> None:
         print_table(columns, [_cells(row) for row in rows], caption)
 
 
-def acts(method: type[Method]) -> str:
-    """Where a method drops tokens: "before the LLM", "in the tower" or "in the LLM"."""
-    from ..pruners import DecoderPruner, ToMe
-
-    if issubclass(method, DecoderPruner):
-        return "in the LLM"
-    return "in the tower" if issubclass(method, ToMe) else "before the LLM"
-
-
-def _source(method: type[Method]) -> str | None:
+def _source(method: Method) -> str | None:
     found = re.search(r"arXiv (\d{4}\.\d{5})", method.__doc__ or "")
     return found and found[1]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from .. import host
+from ..families.tiling import tiling
 from ..prompt import build_inputs
-from ..tiling import tiling
 
 Size = tuple[int, int]
 """(height, width) of an image in pixels."""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attach.views import scaled
-from ..tiling import ANY_RESOLUTION, tiling
+from ..families.table import FAMILIES
+from ..families.tiling import tiling
+from ..families.views import scaled
 from ..tokens import View
 
 ARCHITECTURES = {
@@ -76,7 +77,7 @@ def views(config: Any, count: int, size: tuple[int, int], device: torch.device |
         ValueError: an image of this size has another number of tokens.
     """
     rows = torch.arange(count, device=device)
-    if config.model_type in ANY_RESOLUTION:
+    if FAMILIES[config.model_type].tiling == "any resolution":
         return _base_and_grid(config, rows, size)
     if config.model_type == "internvl":
         tile = config.image_seq_length

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune.attach.narrow import Left, narrow_mask, take
+from gprune.attach.llm_columns import Left, narrow_mask, take
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Item:
             empty when the features were made elsewhere. Integers are on the CPU.
         key: the same for the copies of an item that are made for beams.
         beside: what else is known of its tokens, by name: [n, ...].
-        marked: its rows that equal `Layout.mark`, ascending.
+        marked: its rows that equal `Family.mark`, ascending.
     """
 
     model: PreTrainedModel
@@ -59,6 +60,10 @@ class Item:
         return 1, 1
 
 
+Views = Callable[[Item], tuple[View, ...]]
+"""An item of an encoder's output -> its views, rows counted within the item; rows in no view are fixed."""
+
+
 def frames(item: Item) -> tuple[View, ...]:
     """One view per frame, all of one shape, in row-major order; rows that are left over are fixed."""
     count = item.frames
@@ -69,13 +74,55 @@ def frames(item: Item) -> tuple[View, ...]:
 
 
 def frames_and_newline(item: Item) -> tuple[View, ...]:
-    """The same, with one newline row after the last frame."""
+    """One view per frame, with one newline row after the last frame."""
     return frames(Item(item.model, item.features[:-1], item.arguments, item.key))
 
 
 def unordered(item: Item) -> tuple[View, ...]:
     """One view of tokens that have no place in the picture, such as those of a resampler."""
     return (View(torch.arange(len(item), device=item.features.device)),)
+
+
+def newline(model: PreTrainedModel) -> Tensor:
+    """The learned row that ends every line: floating [d]."""
+    return cast(Tensor, model.base_model.image_newline)
+
+
+def base_and_lines(item: Item) -> tuple[View, ...]:
+    """Read the views of one image back from its packed features.
+
+    The size of the image is no longer known when `generate()` calls forward, but the model puts the same
+    learned newline row at the end of every line, unchanged: where it stands tells the shape. Newline rows are
+    fixed. An image without high-resolution lines (extreme aspect ratio, one of several OneVision images) is a
+    base view alone.
+
+    Args:
+        item: one image of a model with a square vision tower; the newline rows are marked.
+
+    Returns:
+        The base view and, where there are lines, the view of the high-resolution grid.
+
+    Raises:
+        ValueError: the features are not laid out this way.
+    """
+    model, newlines = item.model, item.marked
+    config = model.config.vision_config
+    side = config.image_size // config.patch_size
+    base, count = side * side, len(item)
+    width = newlines[0] - base + 1 if newlines else 0
+    lines = (count - base) // width if width > 0 else 0
+    if newlines != [base + (line + 1) * width - 1 for line in range(lines)] or count != base + lines * width:
+        raise ValueError(
+            f"an image has {count} visual tokens with newline rows at {newlines}; {model.config.model_type} "
+            f"makes {base} base tokens, then lines of equal length that each end in the newline row; call "
+            f"generate() without prefill_chunk_size, and pass the features of the encoder unchanged"
+        )
+    rows = torch.arange(count, device=item.features.device)
+    views = (View(rows[:base], (side, side)),)
+    if width < 2:
+        return views
+    grid = rows[base:].view(lines, width)[:, :-1]
+    return (*views, View(grid.reshape(-1), (lines, width - 1)))
 
 
 def two_resolutions(item: Item) -> tuple[View, ...]:

@@ -12,15 +12,15 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import host
+from ..families.table import FROM_TOWER, Family
+from ..families.tiles import grouped, spans_of
+from ..families.views import Item, Views
 from ..host import PIXELS, Modality
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import View, VisualTokens
-from .encoder import Encoding, encoding_of, prompt_order
-from .layouts import Layout, Views
-from .signals import FROM_TOWER, reader
+from .encoding import Encoding, encoding_of, prompt_order
 from .support import fields_of
-from .tiles import grouped, spans_of
-from .views import Item
+from .tower_reading import reader
 
 
 class _Everything(Pruner):
@@ -117,7 +117,7 @@ class Gathered:
 
 @torch.no_grad()
 def gather(
-    selector: Pruner, layout: Layout, model: PreTrainedModel, modality: Modality, output: ModelOutput, prompt: Prompt
+    selector: Pruner, family: Family, model: PreTrainedModel, modality: Modality, output: ModelOutput, prompt: Prompt
 ) -> Gathered:
     """The visual tokens of all images, or all videos, of a call, as `selector` would be given them.
 
@@ -130,22 +130,22 @@ def gather(
             family does; they were made elsewhere, and the method needs to know what their encoder saw.
         UnsupportedModel: the output lacks a field that gprune relies on.
     """
-    host.check_encoded(output, modality, fields_of(model, layout))
+    host.check_encoded(output, modality, fields_of(model, family))
     placeholders = prompt.placeholders[modality]
-    order = prompt_order(output, layout.output, placeholders)
+    order = prompt_order(output, family.output, placeholders)
     encoding = encoding_of(output)
     _check_beside(selector, model, modality, encoding)
-    items = _items(layout, model, modality, encoding, order)
+    items = _items(family, model, modality, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
-    tiled, asks = layout.joins is not None and modality == "image", "question" in selector.needs
+    tiled, asks = family.joins is not None and modality == "image", "question" in selector.needs
     # Where the items stand is only read off the device for those who must know.
     spans = spans_of(placeholders, sizes) if tiled or asks else []
-    joins = layout.joins(prompt.ids, spans) if layout.joins is not None and tiled else [False] * len(items)
+    joins = family.joins(prompt.ids, spans) if family.joins is not None and tiled else [False] * len(items)
     indices = grouped(len(items), joins)
     groups = [[items[i] for i in group] for group in indices]
 
-    views = layout.video if modality == "video" else layout.views
+    views = family.video if modality == "video" else family.views
     assert views is not None
     images = {_key(group): group for group in groups}
     tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
@@ -219,23 +219,23 @@ def _over_all(selection: Selection, shown: Tensor) -> Selection:
 
 
 def _items(
-    layout: Layout, model: PreTrainedModel, modality: Modality, encoding: Encoding, order: Sequence[int]
+    family: Family, model: PreTrainedModel, modality: Modality, encoding: Encoding, order: Sequence[int]
 ) -> list[Item]:
     """The items, or their tiles, as they follow one another in the prompts."""
-    features = encoding.output[layout.output]
-    if layout.project is not None:
-        features = layout.project(model, features)
+    features = encoding.output[family.output]
+    if family.project is not None:
+        features = family.project(model, features)
     # Read off the device at once, not image by image.
     arguments = {
         name: value if value.is_floating_point() else value.cpu()
         for name, value in encoding.arguments.items()
         if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
     }
-    marked = marked_rows(features, layout.mark(model)) if layout.mark is not None and modality == "image" else None
+    marked = marked_rows(features, family.mark(model)) if family.mark is not None and modality == "image" else None
     items = []
     for index in order:
         told = {name: value[index] for name, value in arguments.items()}
-        tiles = [features[index]] if layout.tile is None else features[index].split(layout.tile(model))
+        tiles = [features[index]] if family.tile is None else features[index].split(family.tile(model))
         # Where an item is all of a prompt, a prompt of text has an empty one.
         read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.beside.items()}
         items += [

@@ -16,32 +16,12 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnfitSettings, UnsupportedModel
+from ..families.table import FAMILIES, families_of, missing
 from ..pruners.base import Method
-from ..pruners.tome import average, soft_matching, tokens_after_layers
+from ..pruners.tome import ToMe, average, soft_matching, tokens_after_layers
 from ..tokens import Keep, kept_count
-from .support import layout_of
-
-PARTS = {
-    "deepseek_vl": ("vision_model", "aligner"),
-    "llava": ("vision_tower", "multi_modal_projector"),
-    "llava_next": ("vision_tower", "multi_modal_projector"),
-    "llava_next_video": ("vision_tower", "multi_modal_projector"),
-    "paligemma": ("vision_tower", "multi_modal_projector"),
-    "vipllava": ("vision_tower", "multi_modal_projector"),
-}
-"""Tower and projector of the families whose projector makes one visual token of one patch, by model_type."""
-
-TILED = ("llava_next", "llava_next_video")
-"""Those that cut an image into as many tiles as its shape asks for."""
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-
-REFUSED = {
-    "aria": "learned queries, of a number of their own, stand for its patches",
-    "llava_onevision": "it scales the grid of patches down, in which none may be missing",
-}
-NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
-
 
 _MERGING: ContextVar[TowerMerging | None] = ContextVar("gprune_merging", default=None)
 """What merges in the tower that this thread is encoding with."""
@@ -57,8 +37,8 @@ def check_tower(method: Method, model: PreTrainedModel) -> None:
     """
     config: Any = model.config
     family, keep = config.model_type, method.keep
-    if family not in PARTS:
-        raise _unsupported(model, REFUSED.get(family, NEIGHBOURS))
+    if reason := missing(method, family):
+        raise _unsupported(model, reason)
     tower, _ = _parts(model)
     if config.vision_config.model_type not in TOWERS:
         raise _unsupported(model, f"its vision tower is a {config.vision_config.model_type}; accepted are {TOWERS}")
@@ -71,7 +51,7 @@ def check_tower(method: Method, model: PreTrainedModel) -> None:
         first = "a class token, which would be a visual token" if class_token else "no class token, but its first patch"
         raise _unsupported(model, f'{host.STRATEGY}="{strategy}", and its tower has {first}')
     _check_backend(tower)
-    if family in TILED and isinstance(keep, int):
+    if FAMILIES[family].tiling == "any resolution" and isinstance(keep, int):
         raise UnfitSettings(
             f"keep={keep} tokens per image: {family} cuts images into different numbers of tiles, of which the vision "
             f'tower merges every one alike; pass a ratio, for example keep=0.3, or where="tokens"'
@@ -130,8 +110,9 @@ def _call_merging(hook: Callable[..., Any], first: tuple[Any, ...], *args: Any) 
 
 
 def _parts(model: PreTrainedModel) -> tuple[Any, Any]:
-    tower, projector = (getattr(model.base_model, part) for part in PARTS[model.config.model_type])
-    return tower, projector
+    row = FAMILIES[model.config.model_type]
+    assert row.tower is not None
+    return getattr(model.base_model, row.tower.name), getattr(model.base_model, row.projector)
 
 
 def _layers(tower: Module) -> Any:
@@ -251,7 +232,7 @@ class TowerMerging:
 
 def check_merged_features(method: Method, model: PreTrainedModel) -> None:
     """Raise UnsupportedModel where merged features cannot take the place of an encoder's output."""
-    if layout_of(model).project is not None:
+    if missing(method, model.config.model_type):
         raise UnsupportedModel(
             f"{type(method).__name__} merges tokens as the LLM receives them, but {type(model).__name__} "
             f"(model_type={model.config.model_type!r}) projects them after they can be replaced; use a method that "
@@ -272,6 +253,7 @@ def _check_backend(tower: Module) -> None:
 def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
     return UnsupportedModel(
         f'ToMe(where="vision") merges tokens inside the vision tower, which cannot be done in a '
-        f"{type(model).__name__} (model_type={model.config.model_type!r}): {reason}; accepted are {', '.join(PARTS)}; "
+        f"{type(model).__name__} (model_type={model.config.model_type!r}): {reason}; accepted are "
+        f"{', '.join(families_of(ToMe()))}; "
         f'pass where="tokens"'
     )

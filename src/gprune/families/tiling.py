@@ -11,10 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .host import best_resolution
-
-ONE_VIEW = ("llava", "vipllava")
-ANY_RESOLUTION = ("llava_next", "llava_next_video", "llava_onevision")
+from ..host import best_resolution
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Tiling:
 
 
 def tiling(config: Any, size: tuple[int, int]) -> Tiling:
-    """Lay out an image of `size` (height, width) in pixels for a config of an `ANY_RESOLUTION` model type."""
+    """Lay out an image of `size` (height, width) in pixels for a config of an any-resolution model type."""
     tile = config.vision_config.image_size
     side = tile // config.vision_config.patch_size
     tile_rows, tile_columns = (n // tile for n in best_resolution(size, config.image_grid_pinpoints))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import VisualTokens
-from .encoder import encode
+from .choosing import Prompt, gather
+from .encoding import encode
 from .report import ImageReport, report_images
 from .run import attach
-from .selection import Prompt, gather
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> V
         ids = inputs["input_ids"]
         valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         prompt = Prompt.of(run.model, ids, valid)
-        return gather(run.selector, run.layout, run.model, "image", outputs["image"], prompt).tokens
+        return gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).tokens
 
 
 def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:

@@ -11,12 +11,12 @@ from families import FAMILIES, Family
 
 from gprune import CDPruner, ClsAttention, GPrune, Pruner, ToMe, UnsupportedModel, VisionZip
 from gprune.attach import ImageReport
-from gprune.attach.signals import SOURCES
-from gprune.attach.tokens import reports_of, visual_tokens
+from gprune.attach.preview import reports_of, visual_tokens
+from gprune.families.table import FAMILIES as TABLE
 
 CROSSED: list[tuple[str, Pruner]] = [(name, GPrune(0.4)) for name in FAMILIES]
 CROSSED += [(name, CDPruner(5)) for name in ("llava_next", "internvl", "qwen2_vl") if name in FAMILIES]
-CROSSED += [(name, method) for method in (ClsAttention(0.4), VisionZip(0.8)) for name in FAMILIES if name in SOURCES]
+CROSSED += [(name, method) for method in (ClsAttention(0.4), VisionZip(0.8)) for name in FAMILIES if TABLE[name].tower]
 CROSSED += [(name, ToMe(0.8)) for name in ("llava", "llava_next", "paligemma") if name in FAMILIES]
 CROSSED += [("llava_next", GPrune(9, scope="image")), ("llava_next", ToMe(0.4, where="tokens"))]
 

@@ -18,14 +18,14 @@ from transformers.utils import ModelOutput
 
 from .. import host
 from ..host import PIXELS, Modality
-from .merging import merging_tower
-from .signals import encode_and_read, reader
 from .state import CacheState, Lease
+from .tower_merging import merging_tower
+from .tower_reading import encode_and_read, reader
 
 if TYPE_CHECKING:
+    from .choosing import BatchSelection
     from .hooks import Hooks
     from .run import Run
-    from .selection import BatchSelection
 
 ATTRIBUTE = "_gprune_encoding"
 

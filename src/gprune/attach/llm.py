@@ -16,38 +16,13 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnfitSettings, UnsupportedModel
+from ..families.table import families_of, missing
 from ..host import Modality
 from ..pruners.base import Method
 from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
-from .encoder import EncoderOutputs
-from .lastrow import last_row, with_look
-from .narrow import Left, narrow_mask, read_layers, take, write_layers
-
-FAMILIES = (
-    "aria",
-    "deepseek_vl",
-    "glm46v",
-    "glm4v",
-    "got_ocr2",
-    "idefics3",
-    "internvl",
-    "kimi_k25",
-    "llava",
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-    "mistral3",
-    "molmo2",
-    "paligemma",
-    "perception_lm",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "smolvlm",
-    "vipllava",
-)
-"""Model types whose LLM is a stack of layers with full attention."""
+from .encoding import EncoderOutputs
+from .llm_attention import last_row, with_look
+from .llm_columns import Left, narrow_mask, read_layers, take, write_layers
 
 
 def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
@@ -59,10 +34,10 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
     """
     method, family = type(pruner).__name__, model.config.model_type
     decoder = host.decoder_of(model)
-    if reason := _reason(family, decoder.config):
+    if reason := _reason(decoder.config) or missing(pruner, family):
         raise UnsupportedModel(
             f"{method} drops tokens between layers of the LLM, which gprune cannot do in {family}: {reason}; use a "
-            f"method that acts before the LLM, such as GPrune, or one of {', '.join(FAMILIES)}"
+            f"method that acts before the LLM, such as GPrune, or one of {', '.join(families_of(pruner))}"
         )
     if (backend := host.backend_of(decoder)) not in host.BACKENDS:
         raise UnsupportedModel(
@@ -81,13 +56,13 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
         )
 
 
-def _reason(family: str, config: Any) -> str | None:
+def _reason(config: Any) -> str | None:
     kinds = sorted(host.layer_kinds(config) - {"full_attention"})
     if kinds:
         return f"its LLM has layers of {' and '.join(kinds)}, for which gaps in the sequence are not the same as masks"
     if (window := host.window_of(config)) is not None:
         return f"its layers see a sliding window of {window} tokens, counted over the whole sequence"
-    return None if family in FAMILIES else "its LLM is not known to gprune"
+    return None
 
 
 @dataclass(eq=False)

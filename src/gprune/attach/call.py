@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
+from .choosing import Prompt, choose, gather
 from .columns import (
     Columns,
     all_types,
@@ -20,9 +21,8 @@ from .columns import (
     read_columns,
     skip_replayed,
 )
-from .encoder import EncoderOutputs, encode, keep_rows, modalities
+from .encoding import EncoderOutputs, encode, keep_rows, modalities
 from .positions import next_position, renumber
-from .selection import Prompt, choose, gather
 from .state import CacheState, Lease
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def rewrite_call(
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
     for modality in carried:
-        gathered = gather(run.selector, run.layout, model, modality, outputs[modality], prompt)
+        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt)
         outputs.chosen[modality] = choose(run.selector, gathered)
     outputs.run, outputs.lease = run, Lease(run)
     run.report(outputs.chosen)
@@ -74,7 +74,7 @@ def rewrite_call(
     drop = torch.zeros_like(columns.new)
     for modality, batch in outputs.chosen.items():
         if not batch.whole:
-            outputs[modality] = keep_rows(outputs[modality], run.layout.output, batch.order, batch.kept, batch.merged)
+            outputs[modality] = keep_rows(outputs[modality], run.family.output, batch.order, batch.kept, batch.merged)
             gone = ~batch.kept.to(drop.device)
             drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
     start = state.start(cached)

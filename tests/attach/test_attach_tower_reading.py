@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from gprune.attach import UnsupportedModel, towers
-from gprune.attach.signals import SOURCES, _layer_index
-from gprune.attach.towers import attention_received
+from gprune.attach import UnsupportedModel, tower_reading
+from gprune.attach.tower_reading import _layer_index, attention_received
+from gprune.families.table import FAMILIES as TABLE
 
-COVERED = [name for name in FAMILIES if name in SOURCES]
+COVERED = [name for name in FAMILIES if TABLE[name].tower]
 WITH_VIDEO = [name for name in COVERED if FAMILIES[name].takes_videos]
 LAST_OF_A_LAYER = {"out_proj", "o_proj", "proj", "projection_layer", "fc2", "down_proj", "linear_fc2"}
 close: dict[str, Any] = {"rtol": 0, "atol": 1e-6}
@@ -33,7 +33,7 @@ def no_grad() -> Any:
 def blind(family: Family) -> Any:
     """The model with a vision tower in which no patch knows of another: its layers change nothing."""
     model = copy.deepcopy(family.model())
-    tower = getattr(model.base_model, SOURCES[family.name].tower)
+    tower = getattr(model.base_model, TABLE[family.name].tower.name)
     for name, parameter in tower.named_parameters():
         part = name.split(".")
         if part[-2] in LAST_OF_A_LAYER and {"layers", "layer", "blocks"} & set(part):
@@ -78,7 +78,7 @@ def test_a_token_has_the_keys_of_the_patches_it_is_made_of(name: str, modality: 
 
 def weights(model: Any, inputs: dict[str, Tensor], index: int) -> Tensor:
     """[B, n, n]: what one layer of the stock vision tower attends to, by its own eager attention, over its heads."""
-    tower = getattr(model.base_model, SOURCES[model.config.model_type].tower)
+    tower = getattr(model.base_model, TABLE[model.config.model_type].tower.name)
     layers = [module for module in tower.modules() if hasattr(module, "q_proj") and hasattr(module, "k_proj")]
     found: list[Tensor] = []
     handle = layers[index].register_forward_hook(lambda module, args, output: found.append(output[1].mean(1)))
@@ -199,7 +199,7 @@ def test_newline_rows_know_nothing() -> None:
 @pytest.mark.parametrize("kind", ["none", "bool", "additive", "padding"])
 @pytest.mark.parametrize("at_once", [1, 10**6])
 def test_received_attention_by_the_book(kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(tower_reading, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(3)
     query, key = torch.randn(2, 2, 3, 7, 4, generator=generator).unbind(0)
     allowed = torch.ones(2, 7, 7, dtype=torch.bool)
@@ -239,7 +239,7 @@ def test_features_from_before_the_first_layer_are_refused() -> None:
         model(**inputs, vision_feature_layer=0)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SOURCES])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not TABLE[name].tower])
 def test_towers_that_cannot_be_read_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"Curious needs the attention .* cannot read for {name}; it can for .*"):
         Curious(0.5)(FAMILIES[name].model())
