@@ -194,6 +194,25 @@ def test_three_axes_that_are_gone_are_missed(name: str, monkeypatch: pytest.Monk
         gprune.GPrune(0.5).attach(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("gemma3", "kinds of layers"),
+        ("lfm2_vl", "kinds of layers"),
+        ("qwen3_5", "kinds of layers"),
+        ("qwen3_vl", "deepstack levels"),
+        ("qwen2_5_vl", "layers without windows"),
+    ],
+)
+def test_configs_that_say_no_longer_what_they_said(name: str, fact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES[name].model()
+    gprune.GPrune(0.5).attach(model).detach()
+    part, attribute = host._FACTS[fact]
+    monkeypatch.setitem(host._FACTS, fact, (part, f"{attribute}_anew"))
+    with pytest.raises(UnsupportedModel, match=rf"has no {attribute}_anew in transformers"):
+        gprune.GPrune(0.5).attach(model)
+
+
 def test_three_axes_that_are_new_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["llava"].model()
     monkeypatch.setattr(type(model.base_model), "compute_3d_position_ids", lambda self: None, raising=False)

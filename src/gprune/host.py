@@ -408,6 +408,22 @@ def deepstack_levels(config: Any) -> int:
     return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
 
+Fact = Literal["kinds of layers", "deepstack levels", "layers without windows"]
+_FACTS: dict[Fact, tuple[str, str]] = {
+    "kinds of layers": ("text", "layer_types"),
+    "deepstack levels": ("vision", "deepstack_visual_indexes"),
+    "layers without windows": ("vision", "fullatt_block_indexes"),
+}
+
+
+def check_facts(config: Any, facts: Sequence[Fact]) -> None:
+    """Raise UnsupportedModel if a config does not say what those of its family say, which cannot be guessed."""
+    for part, name in (_FACTS[fact] for fact in facts):
+        owner = config.get_text_config() if part == "text" else config.vision_config
+        if getattr(owner, name, None) is None:
+            raise lacks(type(owner).__name__, name)
+
+
 def recomputes(module: Module) -> bool:
     """Whether layers in a module, while training, are computed again for gradient checkpointing."""
     return module.training and any(getattr(each, "gradient_checkpointing", False) for each in module.modules())

@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from .errors import BadValue
+
 Chat = Sequence[Mapping[str, Any]]
 """A conversation as chat templates read it: messages with a "role" and a "content", a list of parts that are
 {"type": "text", "text": ...} or {"type": "image", "image": a picture}."""
@@ -42,13 +44,35 @@ def build_chat_inputs(model: Any, processor: Any, chats: Sequence[Chat]) -> Any:
 
     Returns:
         What the processor returns; prompts of different lengths are padded.
+
+    Raises:
+        BadValue: the processor refuses a prompt; says the sizes of its pictures.
     """
-    inputs = processor.apply_chat_template(
-        [[dict(message) for message in chat] for chat in chats],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        # A single prompt needs no padding, and not every tokenizer has a token for it.
-        processor_kwargs={"padding": len(chats) > 1, "return_tensors": "pt"},
-    )
+    try:
+        inputs = processor.apply_chat_template(
+            [[dict(message) for message in chat] for chat in chats],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            # A single prompt needs no padding, and not every tokenizer has a token for it.
+            processor_kwargs={"padding": len(chats) > 1, "return_tensors": "pt"},
+        )
+    except ValueError as error:
+        sizes = ", ".join(f"{width} x {height}" for width, height in _sizes(chats)) or "none"
+        raise BadValue(
+            f"the processor of {model.config.model_type} cannot read this prompt (pictures: {sizes}): {error}; crop or "
+            f"scale a picture that is too small, or many times as long as it is wide, or leave it out"
+        ) from error
     return inputs.to(model.device, model.dtype)
+
+
+def _sizes(chats: Sequence[Chat]) -> list[tuple[int, int]]:
+    """(width, height) of every picture."""
+    parts = [
+        part
+        for chat in chats
+        for message in chat
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+    ]
+    return [part["image"].size for part in parts if isinstance(part.get("image"), Image.Image)]

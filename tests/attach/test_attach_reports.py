@@ -254,19 +254,37 @@ def test_fewer_images_than_placeholders_in_families_with_grids(name: str, keep: 
                 call(**inputs)
 
 
-def test_assisted_decoding_with_hidden_states() -> None:
-    """Stock cuts them by the length of the prompt as it was given: refused, not cut at wrong places."""
+@pytest.mark.parametrize("pruner", [*WAYS[:3], Random(0.5, seed=3)], ids=repr)
+def test_assisted_decoding_with_hidden_states(pruner: Method) -> None:
+    """What comes back of each step is what greedy decoding gives, of the tokens that the LLM saw."""
+    family = FAMILIES["llava"]
+    model, inputs = copy.deepcopy(family.model()), prompt_of(family.inputs(), 1)
+    model.set_attn_implementation("eager")
+    helper = copy.deepcopy(model)
+    for parameter in helper.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    more = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
+    with pruner(model), pruner(helper):
+        greedy = model.generate(**inputs, **GREEDY, **more)
+        output = model.generate(**inputs, **GREEDY, **more, assistant_model=helper)
+    assert torch.equal(output.sequences, greedy.sequences)
+    for name in ("hidden_states", "attentions"):
+        steps, expected = getattr(output, name), getattr(greedy, name)
+        assert [[each.shape for each in step] for step in steps] == [[each.shape for each in step] for step in expected]
+        for own, other in zip(steps, expected, strict=True):
+            for layer, layer_of_greedy in zip(own, other, strict=True):
+                assert type(layer) is Tensor
+                torch.testing.assert_close(layer[..., -1, :], layer_of_greedy[..., -1, :], rtol=0, atol=1e-5)
+
+
+def test_assisted_decoding_with_hidden_states_of_layers_that_differ() -> None:
     family = FAMILIES["llava"]
     model, inputs = family.model(), prompt_of(family.inputs(), 1)
     helper = copy.deepcopy(model)
-    with GPrune(0.5)(model), GPrune(0.5)(helper):
-        greedy = model.generate(**inputs, **GREEDY)
-        assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=helper), greedy)
+    with FastV(keep=0.7, layer=1)(model):
         for wanted in ("output_hidden_states", "output_attentions"):
-            more = {wanted: True, "return_dict_in_generate": True}
-            with pytest.raises(ValueError, match="assisted decoding"):
-                model.generate(**inputs, **GREEDY, assistant_model=helper, **more)
-            assert torch.equal(model.generate(**inputs, **GREEDY, **more).sequences, greedy)
+            with pytest.raises(ValueError, match=r"assisted decoding.*FastV"):
+                model.generate(**inputs, **GREEDY, assistant_model=helper, **{wanted: True})
 
 
 # --- Caches in the hands of their users ---

@@ -25,6 +25,7 @@ from .. import host
 from ..errors import AmbiguousRun, UnsupportedModel
 from ..host import PIXELS
 from ..pruners.base import Method
+from .assisted import is_drafted, shorten_states
 from .call import rewrite_call, text_token
 from .encoding import EncoderOutputs, RecordingEncoder, encoding_of, modalities
 from .llm import LayerHooks
@@ -167,7 +168,7 @@ class Hooks:
                 )
             if keeps_all(run.method) and (call.get("input_ids") is None or _cut(call)):
                 return None  # of which gprune need not find the images
-            check_step_lengths(call)
+            check_step_lengths(run.method, call)
         if call.get("input_ids") is None:
             call = {**call, "input_ids": _ids_of(self.model, call)}
         if state is not None:
@@ -183,6 +184,8 @@ class Hooks:
         outputs = kwargs.get(host.ENCODED)
         if isinstance(outputs, EncoderOutputs):
             wanted = kwargs.get(host.LOGITS)
+            if outputs.state is not None and is_drafted(kwargs):
+                shorten_states(output, outputs.state.dropped)
             self._remember(outputs, host.cache_of(kwargs) or host.cache_in(output), wanted)
         elif not torch.compiler.is_compiling() and lease_of(host.cache_of(kwargs)) is not None:
             mark_rows(host.cache_of(kwargs))
@@ -328,14 +331,13 @@ class RopeIndex:
             ) from error
 
 
-def check_step_lengths(call: Mapping[str, Any]) -> None:
-    """Raise ValueError if assisted decoding wants hidden states or attentions, which it would cut at wrong places."""
-    wanted = call.get(host.LOGITS)
-    drafted = isinstance(wanted, int) and wanted > 1 and call.get(host.ENCODED) and host.cache_of(call) is not None
-    if drafted and (call.get("output_hidden_states") or call.get("output_attentions")):
+def check_step_lengths(method: Method, call: Mapping[str, Any]) -> None:
+    """Raise ValueError if assisted decoding wants states of layers that each have tokens of their own."""
+    states = call.get("output_hidden_states") or call.get("output_attentions")
+    if states and call.get(host.ENCODED) and is_drafted(call) and method.acts == "in the LLM":
         raise ValueError(
-            "assisted decoding with output_hidden_states or output_attentions cuts them by the length of the prompt, "
-            "which is shorter where tokens are dropped; accepted is one without the other; leave either out"
+            f"assisted decoding with output_hidden_states or output_attentions cuts them by one length for all layers, "
+            f"which differ with {type(method).__name__}; accepted is one without the other; leave either out"
         )
 
 

@@ -69,6 +69,7 @@ def _check_contract(model: PreTrainedModel, family: Family) -> None:
     if family.video is not None and host.encoder_of(model, "video") is not None:
         host.check_encoder(model, "video", (host.UNPOOLED, *fields_of(model, family)))
     host.check_rope_3d(model, family.rope_3d)
+    host.check_facts(model.config, family.facts)
 
 
 def refusal(config: Any) -> str | None:

@@ -75,6 +75,7 @@ class Family:
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
         rope_3d: whether tokens are numbered by time, height and width.
+        facts: what a config of the family says, so that its absence means something else than none.
         since: the first version of transformers whose forward takes fewer visual tokens than an image has.
         broken: the version of transformers in which the family does not work at all, with or without a pruner.
         refused: why the family cannot be pruned at all; empty: it can.
@@ -93,6 +94,7 @@ class Family:
     output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
     rope_3d: bool = False
+    facts: tuple[host.Fact, ...] = ()
     since: str = "5.19"
     broken: str = ""
     refused: str = ""
@@ -129,6 +131,8 @@ _TILES = Family(joins=adjacent, llm=True)
 _TILES_PER_PROMPT = Family(joins=overview_last, tile=_shuffled_tile, tower=Tower("vision_model", pooled), llm=True)
 _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
+_DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
+_MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 
 FAMILIES: dict[str, Family] = {
     "aria": Family(unordered, llm=True, unmergeable="learned queries, of a number of their own, stand for its patches"),
@@ -138,8 +142,8 @@ FAMILIES: dict[str, Family] = {
     "cohere2_vision": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled)),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
     "emu3": Family(refused=_CODEBOOK),
-    "gemma3": Family(tower=Tower("vision_tower", pooled)),
-    "gemma4": Family(),
+    "gemma3": Family(tower=Tower("vision_tower", pooled), facts=_MIXED),
+    "gemma4": Family(facts=_MIXED),
     "glm46v": _GLM,
     "glm4v": _GLM,
     "got_ocr2": _TILES,
@@ -150,7 +154,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": replace(_TILES, tower=_POOLED),
     "kimi_k25": Family(llm=True),
     "kosmos-2": Family(refused="its resampler already condenses every image to a few query tokens"),
-    "lfm2_vl": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled_by_size)),
+    "lfm2_vl": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled_by_size), facts=_MIXED),
     "llama4": Family(joins=overview_last, output=host.UNPOOLED, project=_projector, broken="5.24.0"),
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
@@ -171,11 +175,13 @@ FAMILIES: dict[str, Family] = {
     "molmo2": Family(two_resolutions, llm=True),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
-    "qwen2_5_vl": replace(_QWEN, tower=Tower("visual", merged_in_windows, merged_in_windows)),
+    "qwen2_5_vl": replace(
+        _QWEN, tower=Tower("visual", merged_in_windows, merged_in_windows), facts=("layers without windows",)
+    ),
     "qwen2_vl": _QWEN,
-    "qwen3_5": replace(_QWEN, llm=False),
-    "qwen3_vl": _QWEN,
-    "qwen3_vl_moe": _QWEN,
+    "qwen3_5": replace(_QWEN, llm=False, facts=_MIXED),
+    "qwen3_vl": _DEEPSTACK,
+    "qwen3_vl_moe": _DEEPSTACK,
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
     "vipllava": _LLAVA,
 }
