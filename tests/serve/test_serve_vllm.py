@@ -79,7 +79,7 @@ def test_a_wrong_budget_fails_alone(llm: Any, reference: tuple[Any, Any], keep: 
     _, processor = reference
     image = picture(64, 64, seed=30)
     request = {**prompt(processor, [image]), "mm_processor_kwargs": {"gprune_keep": keep}}
-    with pytest.raises(ValueError, match=r"gprune_keep: keep=.*a float in \(0, 1\] is a ratio"):
+    with pytest.raises(ValueError, match=r"gprune_keep: keep=.*a float in \(0, 1\], which is a ratio"):
         answers(llm, [request])
     assert len(answers(llm, [prompt(processor, [image])])) == 1
 
