@@ -19,7 +19,7 @@ from families import BATCH, FAMILIES, prompt_of
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from gprune import FastV, GPrune, UnsupportedModel, host, verify
+from gprune import FastV, GPrune, ToMe, UnsupportedModel, host, verify
 from gprune.attach import verification
 from gprune.cost import measure
 
@@ -356,6 +356,18 @@ class TestNewerThatIsAsBefore(Newer):
                 output = model.generate(**inputs, **GREEDY, suppress_tokens=[90, 91])
             assert torch.equal(output, expected)
             assert len(run.images) == sum(map(len, BATCH))
+
+    @pytest.mark.parametrize("way", ["generate", "forward"])
+    def test_a_method_inside_the_tower(self, way: str) -> None:
+        model, inputs = FAMILY.model(), FAMILY.inputs()
+        verification._checked.add(type(model))
+        with ToMe(0.5)(model):
+            expected = model(**inputs).logits if way == "forward" else model.generate(**inputs, **GREEDY)
+        verification._checked.clear()
+        with ToMe(0.5)(model) as run, pytest.warns(UserWarning, match="newer than"):
+            output = model(**inputs).logits if way == "forward" else model.generate(**inputs, **GREEDY)
+        assert torch.equal(output, expected)
+        assert len(run.images) == 3
 
     def test_a_method_inside_the_llm(self) -> None:
         model, inputs = FAMILY.model(), FAMILY.inputs()

@@ -98,6 +98,24 @@ def test_hidden_tokens_count_in_no_budget() -> None:
     assert counts[0] < run.images[0].n_before
 
 
+@pytest.mark.parametrize("pruner", [L2Norm(0.5), GPrune(0.5), FastV(keep=0.7, layer=1)], ids=repr)
+def test_an_image_that_is_hidden_as_a_whole(pruner: Method) -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.model(), family.inputs()
+    row, own = spans(inputs)[1]
+    inputs["attention_mask"][row, own] = 0
+    with pruner(model) as run:
+        tokens = model.generate(**inputs, **GREEDY)
+        assert run.images[1].n_after == 0 < run.images[0].n_after
+        for other in range(3):
+            alone = {
+                name: value for name, value in prompt_of(family.inputs(), other).items() if name != "attention_mask"
+            }
+            seen = family.inputs()["attention_mask"][other].bool()
+            alone["attention_mask"] = inputs["attention_mask"][other : other + 1, seen]
+            assert torch.equal(model.generate(**alone, **GREEDY)[0, -5:], tokens[other, -5:])
+
+
 @pytest.mark.parametrize("pruner", INSIDE, ids=repr)
 def test_hidden_tokens_with_methods_inside_the_llm(pruner: Method) -> None:
     family = FAMILIES["llava"]

@@ -131,6 +131,13 @@ def encoding_of(output: ModelOutput) -> Encoding:
     return recorded if isinstance(recorded, Encoding) else Encoding({}, dict(output))
 
 
+def unrecorded(output: ModelOutput) -> ModelOutput:
+    """A copy of an encoder's output without its recorded encoding."""
+    output = copy.copy(output)
+    vars(output).pop(ATTRIBUTE, None)
+    return output
+
+
 def modalities(call: dict[str, Any]) -> list[Modality]:
     """The modalities that a forward call carries, as pixels or pre-encoded."""
     encoded = call.get(host.ENCODED) or {}

@@ -37,7 +37,6 @@ from .state import (
     check_cropped,
     lease_of,
     read_state,
-    replace_state,
     write_lease,
     write_state,
 )
@@ -58,6 +57,9 @@ _OWN: ContextVar[tuple[weakref.ref[Run], ...]] = ContextVar("gprune_runs", defau
 
 _PREFILL: ContextVar[tuple[weakref.ref[Hooks], int] | None] = ContextVar("gprune_prefill", default=None)
 """Where the last call of this thread pruned a prompt, and to how many columns."""
+
+
+_NO_IDS = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
 
 
 class Hooks:
@@ -131,10 +133,11 @@ class Hooks:
         """From the call that was made to the call that reaches the LLM."""
         if kwargs is None:  # taken off by another thread at this moment, so that nobody needs it here
             return None
-        names = self._arguments.setdefault(type(model), host.forward_arguments(model)) if args else []
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
-        if isinstance(call.get(host.ENCODED), EncoderOutputs):  # the base model, called by the model
+        if isinstance(kwargs.get(host.ENCODED), EncoderOutputs):  # the base model, called by the model
             return None
+        if args and type(model) not in self._arguments:
+            self._arguments[type(model)] = host.forward_arguments(model)
+        call = {**dict(zip(self._arguments[type(model)], args, strict=False)), **kwargs} if args else kwargs
         host.check_arguments(call)
         cache = host.cache_of(call)
         state, carried = _followed(cache), modalities(call)
@@ -224,7 +227,9 @@ class Hooks:
             return
         if ids is None:
             if self.in_force() is not None:
-                without_ids(needed=False)
+                warnings.warn(
+                    f"{_NO_IDS}; nothing is pruned in this call; pass input_ids and pixel_values", stacklevel=2
+                )
         elif cached and ids.shape[1] > 1 and self.runs:
             placeholders = ids.new_tensor(host.placeholders(self.model.config))
             if torch.isin(ids, placeholders).any():
@@ -359,21 +364,12 @@ def _ids_of(model: PreTrainedModel, call: Mapping[str, Any]) -> Tensor:
     """
     embeddings = call.get("inputs_embeds")
     if not isinstance(embeddings, Tensor) or not modalities(dict(call)):
-        without_ids(needed=True)
-        raise AssertionError
+        raise ValueError(f"{_NO_IDS}; images cannot be pruned so, nor a pruned cache continued; pass input_ids")
     ids = torch.full(embeddings.shape[:2], text_token(model), device=embeddings.device)
     for token in host.placeholders(model.config):
         own = model.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
         ids = ids.masked_fill((embeddings == own.to(embeddings)).all(-1), token)
     return ids
-
-
-def without_ids(needed: bool) -> None:
-    """Raise ValueError, or warn, that a call comes without the token ids that tell where its images are."""
-    message = "inputs_embeds is given without input_ids, in which the images' placeholders would be found"
-    if needed:
-        raise ValueError(f"{message}; images cannot be pruned so, nor a pruned cache continued; pass input_ids")
-    warnings.warn(f"{message}; nothing is pruned in this call; pass input_ids and pixel_values", stacklevel=2)
 
 
 def _live(ref: weakref.ref[Run]) -> Run | None:
@@ -387,8 +383,8 @@ def _followed(cache: Any) -> CacheState | None:
     if not torch.compiler.is_compiling() and (rows := moved_rows(cache)) is not None:
         take_rows(cache, rows)
         if state is not None:
-            state = state.taken(rows)
-            replace_state(cache, state)
+            write_state(cache, state.taken(rows))
+            return read_state(cache)
     return state
 
 

@@ -203,7 +203,7 @@ class LayerHooks:
         sizes = [int(kept.sum()) for kept in batch.kept.split([batch.sizes[image] for image in batch.images])]
         copies: dict[int, list[tuple[int, Tensor]]] = {}
         for image, own in zip(batch.images, places.split(sizes), strict=True):
-            copies.setdefault(image, []).append((int(own[0, 0]), own[:, 1]))
+            copies.setdefault(image, []).append((int(own[0, 0]) if len(own) else 0, own[:, 1]))
         layers, pairs = len(host.layers_of(self._decoder)), pair_cost(self._decoder.config)
         for places_of_one in copies.values():
             own = places_of_one[0][1]

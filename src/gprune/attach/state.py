@@ -96,9 +96,8 @@ class CacheState:
         def of(values: Tensor) -> Tensor:
             return values.index_select(-2, index) if values.shape[-2] > 1 else values
 
-        own = None if self.static is None else StaticDecode(of(self.static.mask), of(self.static.offset))
         after, shift = of(self.next_position), of(self.shift)
-        return replace(self, mask=of(self.mask), next_position=after, shift=shift, static=own)
+        return replace(self, mask=of(self.mask), next_position=after, shift=shift, static=None)
 
 
 def read_state(cache: Any) -> CacheState | None:
@@ -116,11 +115,6 @@ def write_state(cache: Any, state: CacheState) -> None:
         columns = state.mask.shape[1]
         mask = torch.nn.functional.pad(state.mask, (0, capacity - columns), value=True)
         state = replace(state, static=StaticDecode(mask, state.next_position - state.shift - columns))
-    setattr(cache, ATTRIBUTE, state)
-
-
-def replace_state(cache: Any, state: CacheState) -> None:
-    """Put another state on a cache that already had one."""
     setattr(cache, ATTRIBUTE, state)
 
 

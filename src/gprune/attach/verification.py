@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..pruners import L2Norm, Unpruned
-from .encoding import encode, encoding_of, modalities
+from .encoding import encode, encoding_of, modalities, unrecorded
 from .support import family_of, unwrapped
 
 if TYPE_CHECKING:
@@ -147,17 +147,13 @@ def _padded(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         "attention_mask": torch.cat([mask, row[1:].to(mask)]),
         **{name: pad(own, (0, 0, 0, 1)) for name, own in types.items()},
         **{name: value for name, value in {**told, **call}.items() if name in host.grid_arguments(model)},
-        host.ENCODED: {modality: _finite(output) for modality, output in outputs.items()},
+        host.ENCODED: {modality: _unmerged(output) for modality, output in outputs.items()},
     }
 
 
-def _finite(output: Any) -> Any:
-    """A copy of an encoder's output with zeros for tokens that a method has merged away in the tower."""
-    output = copy.copy(output)
-    for name in (name for name in (host.POOLED, host.UNPOOLED) if output.get(name) is not None):
-        items = output[name]
-        output[name] = items.nan_to_num() if isinstance(items, Tensor) else [item.nan_to_num() for item in items]
-    return output
+def _unmerged(output: Any) -> Any:
+    """An encoder's output in which tokens that were merged in the tower are zeros, no longer known as gone."""
+    return output if encoding_of(output).lease is None else unrecorded(output)
 
 
 Way = tuple["Method | None", bool]
