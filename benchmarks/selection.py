@@ -29,7 +29,7 @@ from gprune.evaluate.noise import build_model, build_prompts
 from gprune.families.architectures import architecture
 from gprune.families.tiling import tiling
 from gprune.models import read_config
-from gprune.named import parse_pruner
+from gprune.spec import parse_pruner
 
 COMMAND = "python benchmarks/selection.py"
 METHODS = ("random", "gprune", "divprune", "graphcover")

@@ -29,11 +29,11 @@ from transformers import (
 from gprune.cost import Cost, cost, cost_of_prompt, measure
 from gprune.families.architectures import architecture
 from gprune.families.tiling import Tiling, tiling
-from gprune.named import parse_pruner
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
 from gprune.scenes.benchmark import examples
 from gprune.scenes.model import load_embedded
+from gprune.spec import parse_pruner
 from gprune.tokens import View, VisualTokens
 
 TILE, PATCH = 28, 7
@@ -342,11 +342,11 @@ def method_of(name: str, keep: float) -> Any:
 def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
     pruner, generator = method_of(name, keep), torch.Generator().manual_seed(0)
     for count, width, key_width in ((64, 160, 32), (300, 48, 16)):
-        beside = {"attention": torch.rand(count, generator=generator)}
-        beside["keys"] = torch.randn(count, key_width, generator=generator)
+        signals = {"attention": torch.rand(count, generator=generator)}
+        signals["keys"] = torch.randn(count, key_width, generator=generator)
         features = torch.randn(count, width, generator=generator)
         questions = (torch.randn(5, width, generator=generator),)
-        tokens = VisualTokens(features, (View(torch.arange(count), (count // 4, 4)),), (count,), beside, questions)
+        tokens = VisualTokens(features, (View(torch.arange(count), (count // 4, 4)),), (count,), signals, questions)
         with FlopCounterMode(display=False) as counter:
             pruner.select(tokens)
         counted = pruner.selection_flops(count, int(keep * count), width, key_width)

@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"pruners"},
     {"families"},
     {"attach"},
-    {"cost", "draw", "prompt", "models", "named", "answering"},
+    {"cost", "draw", "prompt", "models", "spec", "answering"},
     {"scenes"},
     {"serve", "evaluate"},
     {"batch"},
@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
 ]
 """From the ground up. Rooms of one floor may import each other, as long as no circle comes of it."""
 
-SUGAR = {("pruners", "attach"), ("models", "scenes"), ("named", "scenes")}
+SUGAR = {("pruners", "attach"), ("models", "scenes"), ("spec", "scenes")}
 """Inside functions, when they are called: `pruner(model)`, and the names of what is in the package."""
 
 

@@ -121,7 +121,7 @@ def checked_grids(reports: Sequence[ImageReport], scored: Sequence[ImageReport])
     if not reports:
         raise ValueError("there is nothing to draw; accepted is at least one report; pass one in `kept` or `scores`")
     views = reports[0].views
-    if any(report.grid != reports[0].grid for report in reports):
+    if any(report.grids != reports[0].grids for report in reports):
         raise ValueError("the reports are of different pictures; accepted are reports of one; draw the others apart")
     if any(report.scores is None for report in scored):
         raise ValueError("this method gives no scores to draw; accepted are methods that score tokens, such as G-Prune")

@@ -56,7 +56,7 @@ class VisualTokens:
         features: floating [N, d], after the projector, in the LLM's embedding space.
         views: the disjoint sets of rows that are ranked and budgeted together.
         sizes: tokens per image, sum N; image i owns a contiguous block of rows, in order.
-        beside: what else is known of the tokens, by name: [N, ...], a row for each.
+        signals: what else is known of the tokens, by name: [N, ...], a row for each.
         questions: floating [q, d] per image, the embeddings of the text of its prompt; empty when unknown.
 
     Raises:
@@ -67,7 +67,7 @@ class VisualTokens:
     features: Tensor
     views: tuple[View, ...]
     sizes: tuple[int, ...]
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
     questions: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,9 +96,9 @@ class VisualTokens:
             for view in tokens.views
         )
         sizes = tuple(size for tokens in images for size in tokens.sizes)
-        beside = {name: torch.cat([tokens.beside[name] for tokens in images]) for name in images[0].beside}
+        signals = {name: torch.cat([tokens.signals[name] for tokens in images]) for name in images[0].signals}
         questions = tuple(question for tokens in images for question in tokens.questions)
-        return cls(torch.cat([tokens.features for tokens in images]), views, sizes, beside, questions)
+        return cls(torch.cat([tokens.features for tokens in images]), views, sizes, signals, questions)
 
     @property
     def fixed(self) -> Tensor:

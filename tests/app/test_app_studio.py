@@ -20,10 +20,10 @@ from gprune.app.examples import examples
 from gprune.app.studio import MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
 from gprune.cost import Cost, cost, measure
 from gprune.graph import cosine_graph
-from gprune.named import parse_pruner
 from gprune.prompt import build_inputs
 from gprune.scenes.model import build_config, build_processor
 from gprune.scenes.vocabulary import CATEGORIES
+from gprune.spec import parse_pruner
 
 QUESTION = "what text is written?"
 

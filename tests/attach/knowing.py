@@ -54,9 +54,9 @@ def encoder_output(model: Any, inputs: dict[str, Tensor], modality: str = "image
     return encoder(**arguments, return_dict=True)
 
 
-def beside(output: Any, name: str) -> Tensor:
+def signals(output: Any, name: str) -> Tensor:
     """[N, ...]: what was read on the way, of all items."""
-    return torch.cat(encoding_of(output).beside[name])
+    return torch.cat(encoding_of(output).signals[name])
 
 
 def known_tokens(
@@ -83,12 +83,12 @@ def known_tokens(
                     output = encoder_output(model, prompt, "video" if video else "image") if own else None
                     for name in ("attention", "keys") if own else ():
                         counts = [family.layout(one)[0] for one in own]
-                        read.setdefault(name, []).extend(beside(output, name).split(counts))
+                        read.setdefault(name, []).extend(signals(output, name).split(counts))
         order = sorted(range(len(media)), key=lambda i: is_video(media[i]))  # images first, as they were read
         for i, (one, own_features) in enumerate(zip(media, features, strict=True)):
             tokens = family.tokens(own_features, one)
             told = {name: values[order.index(i)] for name, values in read.items()}
-            known.append(replace(tokens, beside=told, questions=(question,)))
+            known.append(replace(tokens, signals=told, questions=(question,)))
     return known
 
 

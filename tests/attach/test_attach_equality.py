@@ -137,7 +137,7 @@ def test_report_of_every_image(family: Family) -> None:
         count, views = family.layout(size)
         assert torch.equal(report.kept, kept_rows(family, pruner, features, size))
         assert (report.n_before, report.n_after) == (count, len(report.kept))
-        assert report.grid == tuple(grid for _, grid in views)
+        assert report.grids == tuple(grid for _, grid in views)
         assert [view.rows.tolist() for view in report.views] == [rows for rows, _ in views]
         alone = pruner.select(family.tokens(features, size))
         assert report.scores is not None and alone.scores is not None and alone.edge_share is not None

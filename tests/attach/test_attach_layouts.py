@@ -91,7 +91,7 @@ def test_features_made_elsewhere_have_views_without_a_grid(name: str) -> None:
         (without,) = run.images
         model(**inputs, pixel_values=pixels, use_cache=False)
         (report,) = run.images
-    assert set(report.grid) - set(without.grid)
+    assert set(report.grids) - set(without.grids)
     assert without.n_before == report.n_before
     assert abs(without.n_after - report.n_after) < len(report.views)
 
@@ -127,7 +127,9 @@ def test_image_without_high_resolution_rows_or_columns(name: str, size: tuple[in
     with pruner(model) as run:
         model(**inputs)
     features = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output[0]
-    assert run.images[0].grid == ((4, 4),)
+    assert run.images[0].grids == ((4, 4),)
+    with pytest.warns(DeprecationWarning, match="ImageReport.grids"):
+        assert run.images[0].grid == run.images[0].grids
     assert torch.equal(run.images[0].kept, kept_rows(family, pruner, features, size))
     assert run.images[0].n_after == 6 + (run.images[0].n_before - 16)  # what is no base token is a newline row
 
@@ -143,7 +145,7 @@ def test_several_images_of_one_onevision_prompt() -> None:
         output = model.generate(ids, pixel_values=pixels, **arguments, max_new_tokens=2, do_sample=False)
     assert output.shape[1] == ids.shape[1] + 2
     for report in run.images:
-        assert (report.n_before, report.n_after, report.grid) == (17, 9, ((4, 4),))
+        assert (report.n_before, report.n_after, report.grids) == (17, 9, ((4, 4),))
         assert report.kept[-1] == 16
 
 

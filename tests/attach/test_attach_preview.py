@@ -51,8 +51,8 @@ def test_the_selection_of_a_call(name: str, pruner: Pruner) -> None:
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.kept, other.kept) and same(one.scores, other.scores)
-        assert (one.grid, one.n_before, one.n_after, one.edge_share) == (
-            other.grid,
+        assert (one.grids, one.n_before, one.n_after, one.edge_share) == (
+            other.grids,
             other.n_before,
             other.n_after,
             other.edge_share,

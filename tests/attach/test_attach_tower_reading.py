@@ -9,7 +9,7 @@ import pytest
 import torch
 from decoding import present
 from families import BATCH, FAMILIES, VIDEOS, Family
-from knowing import Curious, beside, encoder_output
+from knowing import Curious, encoder_output, signals
 from torch import Tensor
 from torch.nn import Module
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
@@ -62,7 +62,7 @@ def test_a_token_has_the_keys_of_the_patches_it_is_made_of(name: str, modality: 
     generator = torch.Generator().manual_seed(0)
     with Curious(1.0)(model):
         before = encoder_output(model, inputs, modality)
-        assert len(beside(before, "keys")) == len(features(before)) == len(beside(before, "attention"))
+        assert len(signals(before, "keys")) == len(features(before)) == len(signals(before, "attention"))
         seen: set[int] = set()
         for place in torch.randint(inputs[pixels].numel(), (25,), generator=generator).tolist():
             if inputs[pixels].flatten()[place] == 0:  # padding
@@ -71,7 +71,7 @@ def test_a_token_has_the_keys_of_the_patches_it_is_made_of(name: str, modality: 
             other[pixels].view(-1)[place] += 3
             after = encoder_output(model, other, modality)
             rows = changed(features(before), features(after))
-            assert changed(beside(before, "keys"), beside(after, "keys")) == rows
+            assert changed(signals(before, "keys"), signals(after, "keys")) == rows
             seen |= rows
         assert len(seen) >= 5
 
@@ -107,7 +107,7 @@ def test_attention_is_that_of_the_stock_tower(name: str, backend: str) -> None:
         expected = expected.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     model = family.model(backend)
     with Curious(1.0)(model):
-        torch.testing.assert_close(beside(encoder_output(model, inputs), "attention"), expected.flatten(), **close)
+        torch.testing.assert_close(signals(encoder_output(model, inputs), "attention"), expected.flatten(), **close)
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
@@ -123,7 +123,7 @@ def test_keys_are_those_of_the_stock_tower(name: str) -> None:
     handle.remove()
     expected = found[0].unflatten(-1, (layer.num_heads, -1)).mean(-2)[:, 1 if name == "llava" else 0 :]
     with Curious(1.0)(model):
-        torch.testing.assert_close(beside(encoder_output(model, inputs), "keys"), expected.flatten(0, 1), **close)
+        torch.testing.assert_close(signals(encoder_output(model, inputs), "keys"), expected.flatten(0, 1), **close)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "mistral3", "lfm2_vl"])
@@ -135,10 +135,10 @@ def test_images_do_not_see_each_other(name: str) -> None:
         together = encoder_output(model, inputs)
         alone = [encoder_output(model, family.prompt_of(inputs, row)) for row in (0, 1)]
     for need in ("attention", "keys"):
-        torch.testing.assert_close(beside(together, need), torch.cat([beside(each, need) for each in alone]), **close)
+        torch.testing.assert_close(signals(together, need), torch.cat([signals(each, need) for each in alone]), **close)
     # Every patch gives away 1, and a token has the mean of four.
     views = [len(rows) for media in BATCH for one in media for rows, _ in family.image_layout(one)[1]]
-    sums = torch.stack([values.sum() for values in beside(together, "attention").split(views)])
+    sums = torch.stack([values.sum() for values in signals(together, "attention").split(views)])
     torch.testing.assert_close(sums, torch.full_like(sums, 0.25), **close)
 
 
@@ -167,7 +167,7 @@ def test_attention_of_rotated_keys() -> None:
     model, inputs = family.model(), family.inputs()
     expected = rotated_attention(model, inputs)
     with Curious(1.0)(model):
-        torch.testing.assert_close(beside(encoder_output(model, inputs), "attention"), expected, **close)
+        torch.testing.assert_close(signals(encoder_output(model, inputs), "attention"), expected, **close)
 
 
 @pytest.mark.parametrize("name", present("llava_next", "llava_onevision", "qwen2_5_vl", "smolvlm"))
@@ -193,7 +193,7 @@ def test_newline_rows_know_nothing() -> None:
         output = encoder_output(model, inputs)
     newline = (features(output) == model.base_model.image_newline).all(-1)
     assert newline.any()
-    assert torch.equal(beside(output, "attention").isnan(), newline)
+    assert torch.equal(signals(output, "attention").isnan(), newline)
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "additive", "padding"])
@@ -271,5 +271,5 @@ def test_a_copy_of_the_model_reads_its_own_tower() -> None:
         other = copy.deepcopy(model)
         for parameter in other.base_model.vision_tower.parameters():
             parameter.mul_(1.5)
-        own, copied = (beside(encoder_output(each, inputs), "keys") for each in (model, other))
+        own, copied = (signals(encoder_output(each, inputs), "keys") for each in (model, other))
     assert not torch.allclose(own, copied)

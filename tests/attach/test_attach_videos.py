@@ -68,7 +68,7 @@ def test_report_of_every_clip(family: Family, keep: float, scope: Scope) -> None
         count, views = family.layout(one)
         assert torch.equal(report.kept, kept_rows(family, pruner, features, one))
         assert report.n_before == count
-        assert report.grid == tuple(grid for _, grid in views)
+        assert report.grids == tuple(grid for _, grid in views)
         assert [view.rows.tolist() for view in report.views] == [rows for rows, _ in views]
         fixed = count - sum(len(rows) for rows, _ in views)
         assert report.n_after - fixed == (7 if keep == 7 else pytest.approx(0.4 * (count - fixed), abs=len(views)))

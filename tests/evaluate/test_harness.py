@@ -11,10 +11,10 @@ from photos.make import CORRUPT, TEXT_ONLY, TWO_IMAGES, documents
 
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.harness import Harness, Tasks
-from gprune.named import parse_pruner
 from gprune.scenes.benchmark import evaluate, examples
 from gprune.scenes.model import load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
+from gprune.spec import parse_pruner
 
 LIMIT = 21
 

@@ -27,7 +27,7 @@ def peaks(distance: np.ndarray, count: int) -> list[int]:
 def kept(tokens: VisualTokens, k: int, share: float, matched: float) -> dict[int, np.ndarray]:
     """Row -> what stands there."""
     n = len(tokens.features)
-    x, weight = tokens.features.double().numpy(), tokens.beside["attention"].double().numpy()
+    x, weight = tokens.features.double().numpy(), tokens.signals["attention"].double().numpy()
     distance = 1 - cosines(tokens.features)
     clusters = math.floor(share * k + 1e-6)
     pairs = min(math.floor(matched * (k - clusters) + 1e-6), n - k)
@@ -64,7 +64,7 @@ def test_equals_the_paper_token_by_token(make, share, matched):
 
 def test_with_no_clusters_and_no_pairs_it_is_attention_alone():
     tokens = known(features(30))
-    best = tokens.beside["attention"].sort(descending=True).indices[:12].sort().values
+    best = tokens.signals["attention"].sort(descending=True).indices[:12].sort().values
     selection = BAT(12, clusters=0, matched=0).select(tokens)
     assert torch.equal(selection.kept, best)
     assert selection.features is not None and torch.equal(selection.features, tokens.features[best])
@@ -74,7 +74,7 @@ def test_each_group_of_inattentive_tokens_has_one_that_stands_for_it():
     """Two attentive tokens, then three directions that nobody attends to."""
     directions = torch.eye(8)[[0, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]] + 0.01 * features(11)
     tokens = known(directions)
-    tokens.beside["attention"][:] = torch.tensor([9.0, 8.0] + [0.1] * 9)
+    tokens.signals["attention"][:] = torch.tensor([9.0, 8.0] + [0.1] * 9)
     rows = BAT(5, clusters=0.6, matched=0).select(tokens).kept.tolist()
     assert rows[:2] == [0, 1]
     assert [(row - 2) // 3 for row in rows[2:]] == [0, 1, 2]

@@ -71,7 +71,7 @@ def test_a_larger_budget_keeps_all_of_a_smaller(n, seed, data):
 @given(st.permutations(range(12)), st.integers(1, 8))
 def test_the_order_of_the_tokens_does_not_matter(places, k):
     tokens = known(features(12, d=12))
-    shuffled = VisualTokens(tokens.features[list(places)], tokens.views, tokens.sizes, tokens.beside, tokens.questions)
+    shuffled = VisualTokens(tokens.features[list(places)], tokens.views, tokens.sizes, tokens.signals, tokens.questions)
     assert [places[i] for i in order(shuffled, k)] == order(tokens, k)
 
 

@@ -15,7 +15,7 @@ from gprune import ClsAttention
 def test_keeps_the_most_attended(n, seed, data):
     tokens = known(features(n, seed=seed), seed)
     k = data.draw(st.integers(1, n))
-    best = sorted(range(n), key=lambda i: -tokens.beside["attention"][i].item())[:k]
+    best = sorted(range(n), key=lambda i: -tokens.signals["attention"][i].item())[:k]
     assert ClsAttention(k).select(tokens).kept.tolist() == sorted(best)
 
 
@@ -23,10 +23,10 @@ def test_scores_are_the_attention():
     tokens = two_views()
     scores = ClsAttention(0.5).select(tokens).scores
     assert scores is not None and scores.dtype == torch.float32
-    torch.testing.assert_close(scores, tokens.beside["attention"], equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(scores, tokens.signals["attention"], equal_nan=True, rtol=0, atol=0)
 
 
 def test_of_equals_the_first_is_kept():
     tokens = known(features(6))
-    tokens.beside["attention"][:] = torch.tensor([0.1, 0.3, 0.1, 0.3, 0.1, 0.3])
+    tokens.signals["attention"][:] = torch.tensor([0.1, 0.3, 0.1, 0.3, 0.1, 0.3])
     assert ClsAttention(4).select(tokens).kept.tolist() == [0, 1, 3, 5]

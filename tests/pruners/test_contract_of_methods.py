@@ -208,8 +208,8 @@ def test_features_that_are_not_finite_name_the_image(method, bad):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_tokens_that_are_all_zero_or_all_alike(method, value):
     tokens = image([16, 24])
-    alike = {name: torch.full_like(values, value) for name, values in tokens.beside.items()}
-    tokens = replace(tokens, features=torch.full_like(tokens.features, value), beside=alike)
+    alike = {name: torch.full_like(values, value) for name, values in tokens.signals.items()}
+    tokens = replace(tokens, features=torch.full_like(tokens.features, value), signals=alike)
     pruner = method(0.5)
     check_budget(pruner, tokens)
     selection = pruner.select(reaching(pruner, tokens))

@@ -25,7 +25,7 @@ def test_features_alone_are_not_enough(pruner: Pruner):
         pruner.select(features(9))
     tokens = known(features(9))
     with pytest.raises(ValueError, match="a row for each of the 9 tokens"):
-        pruner.select(replace(tokens, beside={name: values[:8] for name, values in tokens.beside.items()}))
+        pruner.select(replace(tokens, signals={name: values[:8] for name, values in tokens.signals.items()}))
 
 
 def test_a_question_is_needed_for_each_image():
@@ -39,6 +39,6 @@ def test_a_question_is_needed_for_each_image():
 @pytest.mark.parametrize("pruner", [ClsAttention(), VisionZip(), BAT(), ZeroTPrune()], ids=lambda pruner: pruner.name)
 def test_what_is_beside_must_be_finite(pruner: Pruner):
     tokens, need = known(features(9)), pruner.needs[0]
-    tokens.beside[need][3] = torch.nan
+    tokens.signals[need][3] = torch.nan
     with pytest.raises(ValueError, match=f"the {need} of some tokens is NaN"):
         pruner.select(tokens)

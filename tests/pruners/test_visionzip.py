@@ -15,13 +15,13 @@ from gprune import VisionZip, VisualTokens
 def zipped(tokens: VisualTokens, k: int) -> dict[int, np.ndarray]:
     """The paper's two steps, a token at a time: row -> what stands there."""
     n = len(tokens.features)
-    x, attention = tokens.features.double().numpy(), tokens.beside["attention"].tolist()
+    x, attention = tokens.features.double().numpy(), tokens.signals["attention"].tolist()
     contextual = k * 10 // 64
     order = sorted(range(n), key=lambda i: -attention[i])
     dominant, rest = order[: k - contextual], sorted(order[k - contextual :])
     result = {i: x[i] for i in dominant}
     targets = [rest[(2 * i + 1) * len(rest) // (2 * contextual)] for i in range(contextual)]
-    cosine = cosines(tokens.beside["keys"])
+    cosine = cosines(tokens.signals["keys"])
     groups: dict[int, list[int]] = {target: [target] for target in targets}
     for i in rest:
         if i not in targets and targets:
@@ -57,7 +57,7 @@ def test_nothing_is_lost(n, seed, data):
     tokens = known(features(n, seed=seed), seed)
     k = data.draw(st.integers(7, n))
     selection = VisionZip(k).select(tokens)
-    by_attention = tokens.beside["attention"].sort(descending=True).indices
+    by_attention = tokens.signals["attention"].sort(descending=True).indices
     rest = set(by_attention[k - k * 10 // 64 :].tolist())
     assert selection.features is not None
     means = selection.features[[i for i, row in enumerate(selection.kept.tolist()) if row in rest]].double()
@@ -81,9 +81,9 @@ def test_tokens_of_half_precision_are_averaged_in_full():
 
 def test_contextual_tokens_with_equal_keys_stand_at_least_for_themselves():
     tokens = known(features(60))
-    tokens.beside["keys"][:] = 1
+    tokens.signals["keys"][:] = 1
     selection = VisionZip(20).select(tokens)
-    rest = tokens.beside["attention"].sort(descending=True).indices[17:].sort().values
+    rest = tokens.signals["attention"].sort(descending=True).indices[17:].sort().values
     first, second, third = (rest[(2 * i + 1) * 43 // 6] for i in range(3))
     assert selection.features is not None
     placed = dict(zip(selection.kept.tolist(), selection.features, strict=True))

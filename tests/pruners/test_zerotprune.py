@@ -15,7 +15,7 @@ from gprune.pruners.zerotprune import pagerank
 
 def left(tokens: VisualTokens, k: int) -> list[int]:
     """The paper's two stages."""
-    keys = tokens.beside["keys"].double().numpy()
+    keys = tokens.signals["keys"].double().numpy()
     n = len(keys)
     weights = np.exp(keys @ keys.T / np.sqrt(keys.shape[1]))
     attention = weights / weights.sum(1, keepdims=True)
@@ -25,7 +25,7 @@ def left(tokens: VisualTokens, k: int) -> list[int]:
     order = sorted(range(n), key=lambda i: -importance[i])
     alike = min((n - k) // 2, k)
     order = order[: k + alike]
-    cosine = cosines(tokens.beside["keys"])
+    cosine = cosines(tokens.signals["keys"])
     more, less = order[0::2], order[1::2]
     likeness = {i: max(cosine[i, j] for j in more) for i in less}
     dropped = sorted(less, key=lambda i: -likeness[i])[:alike]
@@ -43,8 +43,8 @@ def test_equals_the_paper_token_by_token(seed):
 @given(st.permutations(range(24)), st.integers(1, 24))
 def test_the_order_of_the_tokens_does_not_matter(places, k):
     tokens = known(features(24))
-    beside = {name: values[list(places)] for name, values in tokens.beside.items()}
-    shuffled = VisualTokens(tokens.features, tokens.views, tokens.sizes, beside)
+    signals = {name: values[list(places)] for name, values in tokens.signals.items()}
+    shuffled = VisualTokens(tokens.features, tokens.views, tokens.sizes, signals)
     assert (
         sorted(places[i] for i in ZeroTPrune(k).select(shuffled).kept.tolist())
         == ZeroTPrune(k).select(tokens).kept.tolist()

@@ -41,9 +41,9 @@ def two_views(seed: int = 0) -> VisualTokens:
 def view_of(tokens: VisualTokens, number: int) -> VisualTokens:
     """One of its views as an image of its own."""
     rows = tokens.views[number].rows
-    beside = {name: values[rows] for name, values in tokens.beside.items()}
+    signals = {name: values[rows] for name, values in tokens.signals.items()}
     view = View(torch.arange(len(rows)), tokens.views[number].grid)
-    return VisualTokens(tokens.features[rows], (view,), (len(rows),), beside, tokens.questions)
+    return VisualTokens(tokens.features[rows], (view,), (len(rows),), signals, tokens.questions)
 
 
 def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..models import EMBEDDED
-from ..named import parse_pruner
+from ..spec import parse_pruner
 
 
 def python(model: str, picture: str, question: str, methods: Sequence[str], keep: float, max_new_tokens: int) -> str:

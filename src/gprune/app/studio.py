@@ -20,11 +20,11 @@ from ..draw import centre_crop, tiles_of
 from ..errors import GpruneError
 from ..kernels.blocks import directions
 from ..models import load
-from ..named import parse_pruner
 from ..prompt import build_inputs
 from ..pruners import PRUNERS, GPrune, Method, Pruner, Unpruned
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
+from ..spec import parse_pruner
 from ..tokens import VisualTokens
 from .panels import Patch, Sheet, sheets
 

@@ -205,8 +205,8 @@ def _only(tokens: VisualTokens, shown: Tensor) -> VisualTokens:
         rows = view.rows[shown[view.rows]]
         views.append(View(places[rows], view.grid if len(rows) == len(view) else None, view.image))
     sizes = tuple(int(part.sum()) for part in shown.split(tokens.sizes))
-    beside = {name: values[shown] for name, values in tokens.beside.items()}
-    return VisualTokens(tokens.features[shown], tuple(views), sizes, beside, tokens.questions)
+    signals = {name: values[shown] for name, values in tokens.signals.items()}
+    return VisualTokens(tokens.features[shown], tuple(views), sizes, signals, tokens.questions)
 
 
 def _over_all(selection: Selection, shown: Tensor) -> Selection:
@@ -237,7 +237,7 @@ def _items(
         told = {name: value[index] for name, value in arguments.items()}
         tiles = [features[index]] if family.tile is None else features[index].split(family.tile(model))
         # Where an item is all of a prompt, a prompt of text has an empty one.
-        read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.beside.items()}
+        read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.signals.items()}
         items += [
             Item(
                 model,
@@ -271,8 +271,8 @@ def _image(group: Sequence[Item], views: Views) -> VisualTokens:
         View(view.rows + start, view.grid) for item, start in zip(group, starts, strict=False) for view in views(item)
     )
     features = torch.cat([item.features for item in group]) if len(group) > 1 else group[0].features
-    beside = {name: torch.cat([item.beside[name] for item in group]) for name in group[0].beside}
-    return VisualTokens(features, joined, (features.shape[0],), beside)
+    signals = {name: torch.cat([item.signals[name] for item in group]) for name in group[0].signals}
+    return VisualTokens(features, joined, (features.shape[0],), signals)
 
 
 def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
@@ -285,7 +285,7 @@ def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
 
 def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:
     needed = set(FROM_TOWER) & set(pruner.needs)
-    if needed <= encoding.beside.keys():
+    if needed <= encoding.signals.keys():
         return
     method, family = type(pruner).__name__, model.config.model_type
     if reader(pruner, model, modality)[1] is None:

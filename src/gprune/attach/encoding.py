@@ -58,13 +58,13 @@ class Encoding:
     Args:
         arguments: of the call, by name.
         output: fields of the output, by name.
-        beside: what was read in the vision tower on the way, by name: for each item of the output, [n, ...].
+        signals: what was read in the vision tower on the way, by name: for each item of the output, [n, ...].
         lease: of the run that merged tokens in the tower.
     """
 
     arguments: dict[str, Any]
     output: dict[str, Any]
-    beside: dict[str, list[Tensor]] = field(default_factory=dict)
+    signals: dict[str, list[Tensor]] = field(default_factory=dict)
     lease: Lease | None = None
 
 
@@ -105,15 +105,15 @@ class RecordingEncoder:
             return call()
         model = self.hooks.model
         tower, tokens = reader(run.selector, model, self.modality)
-        beside: dict[str, list[Tensor]] = {}
+        signals: dict[str, list[Tensor]] = {}
         with _alone(), merging_tower(model, run.method) as merges:
             if tower is None or tokens is None:
                 output = call()
             else:
-                output, beside = encode_and_read(call, model.base_model, tower, tokens, arguments)
+                output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments)
         if isinstance(output, ModelOutput):
             lease = Lease(run) if merges else None
-            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), beside, lease))
+            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
             if merges:  # who asks for features by themselves gets zeros in the place of what was merged away
                 output[host.POOLED] = _finite(output[host.POOLED])
         return output

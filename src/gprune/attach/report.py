@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -55,9 +56,15 @@ class ImageReport:
         return share_at_cost(mean, self.pair_cost) / self.n_before
 
     @property
-    def grid(self) -> tuple[tuple[int, int] | None, ...]:
+    def grids(self) -> tuple[tuple[int, int] | None, ...]:
         """(rows, columns) of each view, None where unknown."""
         return tuple(view.grid for view in self.views)
+
+    @property
+    def grid(self) -> tuple[tuple[int, int] | None, ...]:
+        """The former name of `grids`; using it warns, and it will go."""
+        warnings.warn("ImageReport.grid is now ImageReport.grids; use that", DeprecationWarning, stacklevel=2)
+        return self.grids
 
 
 def report_images(

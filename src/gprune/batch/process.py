@@ -15,8 +15,8 @@ from ..attach import Run
 from ..attach.support import refusal
 from ..evaluate.answers import Answer, answer, describe, prepare
 from ..models import EMBEDDED, UnusableModel, load, read_config
-from ..named import parse_pruner
 from ..prompt import Chat, ask
+from ..spec import parse_pruner
 from ..tokens import Keep
 from .engine import Ask
 
@@ -27,7 +27,7 @@ class InProcess:
 
     Args:
         model: hub id, folder, or "embedded".
-        method: as `gprune.named.parse_pruner` reads it.
+        method: as `gprune.spec.parse_pruner` reads it.
         keep: see `Method`.
         max_new_tokens: of an answer.
     """

@@ -53,7 +53,7 @@ def evaluate(
 
     Example: `gprune eval --tasks scenes --method gprune,random --keep 0.5,0.3 --limit 70 -o results`
     """
-    from ..named import parse_keep
+    from ..spec import parse_keep
 
     names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
     with checking_input():

@@ -63,7 +63,7 @@ def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list
         methods: "all" stands for every method, those that need a mask only if `masks_known`.
         masks_known: a method that needs a mask may come without: it gets one for each picture later.
     """
-    from ..named import parse_keep, parse_pruner
+    from ..spec import parse_keep, parse_pruner
 
     budgets = read_list(keeps, "keep", parse_keep)
     given = read_list(methods, "method", str)

@@ -112,7 +112,7 @@ def _chosen(names: Sequence[str]) -> list[Experiment]:
 
 def _setting(model: str, tasks: str | None, keep: str | None, limit: int | None) -> Setting:
     from ..evaluate.reproduce import Setting
-    from ..named import parse_keep
+    from ..spec import parse_keep
 
     chosen = () if tasks is None else tuple(read_list(tasks, "tasks", str))
     budgets = () if keep is None else tuple(read_list(keep, "keep", parse_keep))

@@ -49,7 +49,7 @@ def scenes(
     """
     if sample is not None:
         return _write_sample(sample, output, as_json)
-    from ..named import seeded
+    from ..spec import seeded
 
     runs = [baseline()]
     for name, given in read_pruners(method, keep, masks_known=True):

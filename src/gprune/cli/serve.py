@@ -36,8 +36,8 @@ def serve(
     Example: `gprune serve embedded --keep 0.3 --port 8000 --max-model-len 1024`
     """
     with checking_input():
-        from ..named import parse_keep
         from ..serve.launch import check_installed, run_server, server_arguments
+        from ..spec import parse_keep
 
         config = read_config(model)
         arguments = server_arguments(model, config, parse_keep(keep), method, context.args, experimental=experimental)

@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from ..models import EMBEDDED, load
-from ..named import parse_pruner
 from ..pruners import Method
 from ..scenes.benchmark import Example, Outcome, evaluate, examples, flops
 from ..scenes.vocabulary import CATEGORIES
+from ..spec import parse_pruner
 from .cells import Cell, Key, versions
 from .tables import SCENES
 

@@ -16,9 +16,9 @@ from PIL import Image
 from ..attach import Run
 from ..images import open_image, to_rgb
 from ..models import load
-from ..named import parse_keep, parse_pruner
 from ..prompt import Chat
 from ..pruners import Method, Unpruned
+from ..spec import parse_keep, parse_pruner
 from ..tokens import Keep
 from .answers import Answer, answer, describe, flops, prepare
 from .cells import BASELINE, versions

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..attach import refusal
 from ..errors import GpruneError
-from ..named import parse_pruner, seeded
+from ..spec import parse_pruner, seeded
 from ..tokens import Keep
 from .cells import Cell, Key, load, save
 
@@ -27,7 +27,7 @@ def keys(
     Args:
         model: see `Key`.
         tasks: see `Key`.
-        methods: as `gprune.named.parse_pruner` reads them.
+        methods: as `gprune.spec.parse_pruner` reads them.
         keeps: budgets.
         seeds: of a method that draws at random.
         limit: see `Key`.
@@ -56,7 +56,7 @@ def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False
     """Why a method, as people write it, cannot be measured on a model or its skeleton; None if it can.
 
     Args:
-        method, keep, masks_known: as `gprune.named.parse_pruner` reads them.
+        method, keep, masks_known: as `gprune.spec.parse_pruner` reads them.
         model: any.
     """
     try:

@@ -24,7 +24,7 @@ class Item:
         arguments: what the encoder was told of this item, by the name of its argument: sizes, grids, frames;
             empty when the features were made elsewhere. Integers are on the CPU.
         key: the same for the copies of an item that are made for beams.
-        beside: what else is known of its tokens, by name: [n, ...].
+        signals: what else is known of its tokens, by name: [n, ...].
         marked: its rows that equal `Family.mark`, ascending.
     """
 
@@ -32,7 +32,7 @@ class Item:
     features: Tensor
     arguments: dict[str, Tensor]
     key: tuple[int, int]
-    beside: dict[str, Tensor] = field(default_factory=dict)
+    signals: dict[str, Tensor] = field(default_factory=dict)
     marked: Sequence[int] = ()
 
     def __len__(self) -> int:

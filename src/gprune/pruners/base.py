@@ -191,12 +191,12 @@ class Pruner(Method):
                     )
             elif need == "place":
                 continue
-            elif need not in tokens.beside or len(tokens.beside[need]) != count:
+            elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(
                     f"{name} needs the {need} of the vision tower, which features alone do not tell; give "
-                    f"tokens.beside[{need!r}], a row for each of the {count} tokens, or attach {name} to a model"
+                    f"tokens.signals[{need!r}], a row for each of the {count} tokens, or attach {name} to a model"
                 )
-            elif not tokens.beside[need][~tokens.fixed].isfinite().all():
+            elif not tokens.signals[need][~tokens.fixed].isfinite().all():
                 raise BadValue(
                     f"the {need} of some tokens is NaN or Inf although their features are finite; only fixed rows may "
                     f"have none; if the vision tower runs in float16, load it in bfloat16 or float32"

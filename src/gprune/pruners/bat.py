@@ -49,7 +49,7 @@ class BAT(Pruner):
     merges = True
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        attention = tokens.beside["attention"].float()
+        attention = tokens.signals["attention"].float()
         kept, merged = tokens.fixed, tokens.features.clone()
         for view, k in zip(tokens.views, counts, strict=True):
             if k == 0:

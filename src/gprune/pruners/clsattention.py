@@ -27,4 +27,4 @@ class ClsAttention(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """The attention that every token receives: float32 [N], NaN on fixed rows."""
-        return tokens.beside["attention"].float()
+        return tokens.signals["attention"].float()

@@ -75,7 +75,7 @@ class ToMe(Pruner):
             tokens = VisualTokens.of(tokens)
         gone = tokens.features.isnan().all(-1)
         features = tokens.features.masked_fill(gone[:, None], 0)
-        return super().select(replace(tokens, features=features, beside={**tokens.beside, "gone": gone}))
+        return super().select(replace(tokens, features=features, signals={**tokens.signals, "gone": gone}))
 
     @property
     def acts(self) -> Acts:
@@ -201,7 +201,7 @@ def _merge(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
 
 def _merged_before(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
     """What the tower left; the first view of an image is a whole tile, which must have its number."""
-    rest = ~tokens.beside["gone"]
+    rest = ~tokens.signals["gone"]
     images: set[int] = set()
     for view, k in zip(tokens.views, counts, strict=True):
         if view.image not in images and (count := int(rest[view.rows].sum())) != k:

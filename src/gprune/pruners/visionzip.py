@@ -36,7 +36,7 @@ class VisionZip(Pruner):
     merges = True
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        attention, keys = tokens.beside["attention"], tokens.beside["keys"]
+        attention, keys = tokens.signals["attention"], tokens.signals["keys"]
         kept, merged = tokens.fixed, tokens.features.clone()
         for view, k in zip(tokens.views, counts, strict=True):
             contextual = k * CONTEXTUAL // OF

@@ -38,7 +38,7 @@ class ZeroTPrune(SetPruner):
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """The k rows of `view` that are left: int64 [k], the most important first; ties go to the lower index."""
-        keys = tokens.beside["keys"][view.rows].double()
+        keys = tokens.signals["keys"][view.rows].double()
         alike = min((len(keys) - k) // 2, k)
         importance = pagerank((gram(keys) / math.sqrt(keys.shape[1])).softmax(-1))
         order = importance.sort(descending=True, stable=True).indices[: k + alike]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..named import parse_pruner
 from ..pruners import PRUNERS, GPrune, Method, Pruner, ScorePruner, SetPruner, get_pruner
+from ..spec import parse_pruner
 from ..tokens import Keep, check_keep
 
 METHOD, KEEP = "gprune_method", "gprune_keep"

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from ...errors import BadType, GpruneError
-from ...named import parse_pruner
+from ...spec import parse_pruner
 from ...tokens import Keep, check_keep
 from ..cells import BASELINE
 

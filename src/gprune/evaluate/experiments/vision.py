@@ -17,11 +17,11 @@ from ...attach import ImageReport, refusal
 from ...draw import centre_crop, draw, tiles_of
 from ...errors import UnsupportedModel
 from ...images import open_image
-from ...named import parse_pruner
 from ...prompt import build_inputs
 from ...pruners import Foreground, GPrune, L2Norm, Method
 from ...pruners.masked import coverage
 from ...scenes.benchmark import examples
+from ...spec import parse_pruner
 from ...tokens import Keep
 from ..runs import refusal_of
 from . import Experiment
