@@ -22,7 +22,7 @@ from kernels import RESULTS, clustered_on, seconds
 from torch import Tensor
 
 from gprune import Random, View, VisualTokens
-from gprune.attach.call import rewrite_call
+from gprune.attach.call import prune
 from gprune.attach.encoding import encode
 from gprune.evaluate.cells import versions
 from gprune.evaluate.noise import build_model, build_prompts
@@ -70,7 +70,7 @@ def between(net: Any, prompts: dict[str, Tensor], device: str) -> Callable[[], o
     call: dict[str, Any] = {name: value.to(device) for name, value in prompts.items()}
     call["pixel_values"] = call["pixel_values"].to(net.dtype)
     call, encoded = encode(net, call, ["image"])
-    return partial(rewrite_call, net, run, {**call, "mm_encoder_outputs": encoded}, None)
+    return partial(prune, net, run, {**call, "mm_encoder_outputs": encoded}, None)
 
 
 @torch.no_grad()

@@ -131,6 +131,16 @@ def cache_in(output: Any) -> Any:
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
+def modalities(call: Mapping[str, Any]) -> list[Modality]:
+    """The modalities that a forward call carries, as pixels or pre-encoded."""
+    encoded, carried = call.get(ENCODED) or {}, []
+    for modality, name in PIXELS.items():
+        pixels = call.get(name)
+        if encoded.get(modality) is not None or (pixels is not None and pixels.numel() > 0):
+            carried.append(modality)
+    return carried
+
+
 def check_arguments(call: Mapping[str, Any]) -> None:
     """Raise UnsupportedModel if a call carries a KV cache under a name that gprune does not know."""
     unknown = [name for name, value in call.items() if isinstance(value, Cache) and name not in CACHES]

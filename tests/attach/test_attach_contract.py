@@ -92,7 +92,7 @@ class Losing(STOCK):
         """After the hooks, as a caller that rebuilds what it is given."""
         output = super().__call__(*args, **kwargs)
         cache = host.cache_in(output)
-        vars(cache).pop("_gprune_state", None)
+        vars(cache).pop("_gprune_conversation", None)
         return output
 
 

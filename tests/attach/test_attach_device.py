@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,14 +31,14 @@ def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Waits between the encoder and the LLM in the prefill of so many prompts with an image each."""
     family = FAMILIES[name]
     model, inputs, counter = family.model(), family.inputs((((20, 40),),) * images), Reads()
-    rewrite = attach_hooks.rewrite_call
+    rewrite = attach_hooks.prune
 
     def counted(*arguments: Any) -> Any:
         with counter:
             return rewrite(*arguments)
 
     with monkeypatch.context() as patch, GPrune(keep=0.5)(model), torch.no_grad():
-        patch.setattr(attach_hooks, "rewrite_call", counted)
+        patch.setattr(attach_hooks, "prune", counted)
         model(**inputs)
     return counter.count
 
@@ -48,18 +47,22 @@ def reads(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_host_never_waits_while_tokens_are_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES[name]
     model, inputs, counter, steps = family.model(), family.inputs((((20, 40),),) * 3), Reads(), 0
-    rewrite = attach_hooks.rewrite_call
 
-    def counted(*arguments: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        with counter if steps > 1 else nullcontext():
-            return rewrite(*arguments)
+    def counting(function: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
+            nonlocal steps
+            with counter:
+                result = function(*arguments)
+            steps += result is not None
+            return result
+
+        return counted
 
     with monkeypatch.context() as patch, GPrune(keep=0.5)(model):
-        patch.setattr(attach_hooks, "rewrite_call", counted)
+        for name in ("decode", "go_on"):
+            patch.setattr(attach_hooks, name, counting(getattr(attach_hooks, name)))
         model.generate(**inputs, max_new_tokens=6, min_new_tokens=6)
-    assert (steps, counter.count) == (6, 0)
+    assert (steps, counter.count) == (5, 0)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])

@@ -54,9 +54,11 @@ def is_drafted(call: Mapping[str, Any]) -> bool:
     return isinstance(wanted, int) and wanted > 1 and host.cache_of(call) is not None
 
 
-def shorten_states(output: Any, gone: int) -> None:
-    """Have `generate()` cut the hidden states and attentions of a drafted call where they end."""
+def shorten_states(call: Mapping[str, Any], output: Any, gone: int) -> None:
+    """Have `generate()` cut the hidden states and attentions of a call, if it is a drafted one, where they end."""
+    if not is_drafted(call):
+        return
     for name, cut in STATES.items():
         layers = output.get(name) if isinstance(output, dict) else None
-        if layers is not None and gone:
+        if layers is not None:
             output[name] = tuple(None if each is None else Shorter.of(each, gone, cut) for each in layers)

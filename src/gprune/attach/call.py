@@ -10,69 +10,66 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
+from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, check_unpacked
 from .choosing import Prompt, choose, gather
-from .columns import (
-    Columns,
-    all_types,
-    check_mask,
-    check_unpacked,
-    drop_columns,
-    own_types,
-    read_columns,
-    skip_replayed,
-)
-from .encoding import EncoderOutputs, encode, keep_rows, modalities
+from .columns import Columns, all_types, drop_columns, own_types, read_columns, skip_replayed
+from .conversation import CacheState, Conversation, Lease
+from .encoding import EncoderOutputs, encode, is_cut, keep_rows
 from .positions import next_position, renumber
-from .state import CacheState, Lease
+from .verification import verify_untested
 
 if TYPE_CHECKING:
     from .run import Run
 
+NO_IMAGES = f"{NO_IDS}; images cannot be pruned so, nor a pruned cache continued; pass input_ids"
 
-def rewrite_call(
-    model: PreTrainedModel, run: Run | None, call: dict[str, Any], state: CacheState | None
-) -> dict[str, Any]:
-    """Rewrite a forward call that carries images or videos, or goes on with a pruned cache.
+
+def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheState | None) -> dict[str, Any] | None:
+    """Rewrite a forward call that carries images or videos.
 
     Args:
         model: the model that is called.
-        run: by which images and videos of the call are pruned; None if it has none.
+        run: by which images and videos of the call are pruned.
         call: all its arguments, by name.
         state: that of its cache; None if nothing in it was pruned.
 
     Returns:
-        The arguments for forward; their encoder outputs carry the state for the cache that comes out.
-        If nothing is dropped, now or before, they are those of the call, with the images encoded.
+        The arguments for forward; their encoder outputs carry what the cache that comes out must remember. If nothing
+        is dropped, now or before, they are those of the call, with the images encoded; None: the call as it is.
 
     Raises:
         ValueError: a call that cannot be pruned; says why and what to do.
     """
+    carried, cached = host.modalities(call), host.columns_of(host.cache_of(call))
+    if "video" in carried and run.family.video is None:
+        raise ValueError(
+            f"this call carries a video, whose tokens would be left unpruned; of "
+            f"{model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
+        )
+    if run.method.keeps_all and (call.get("input_ids") is None or is_cut(call)):
+        return None  # of which gprune need not find the images
+    check_step_lengths(run.method, call)
+    if call.get("input_ids") is None:
+        call = {**call, "input_ids": _ids_of(model, call)}
+    if state is None and cached == 0:
+        verify_untested(model, call)
     check_mask(call)
-    cached = host.columns_of(host.cache_of(call))
     untouched, state = state is None, state or _unpruned(model, call, cached)
     call = skip_replayed(model, call, state, cached)
-    carried = modalities(call)
-    columns = read_columns(model, call, state, cached, visual=bool(carried))
+    columns = read_columns(model, call, state, cached, visual=True)
     given, outputs = encode(model, call, carried)
     call = own_types(given)
-    if not carried or run is None:
-        # Every decoded token comes this way.
-        after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
-        columns = replace(columns, positions=columns.positions - state.shift)
-        return _rewritten(call, outputs, columns, replace(state, mask=columns.mask, next_position=after))
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
-    for modality in carried:
-        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt)
-        outputs.chosen[modality] = choose(run.selector, gathered)
-    outputs.run, outputs.lease = run, Lease(run)
-    run.report(outputs.chosen)
-    everything = all(batch.everything for batch in outputs.chosen.values())
-    if everything and untouched:
+    gathered = {name: gather(run.selector, run.family, model, name, outputs[name], prompt) for name in carried}
+    outputs.chosen = chosen = {name: choose(run.selector, tokens) for name, tokens in gathered.items()}
+    outputs.run, outputs.conversation = run, Conversation(Lease(run))
+    run.report(chosen)
+    if untouched and all(batch.everything for batch in chosen.values()):
         return _handed_over(given, outputs)
 
     drop = torch.zeros_like(columns.new)
-    for modality, batch in outputs.chosen.items():
+    for modality, batch in chosen.items():
         if not batch.whole:
             outputs[modality] = keep_rows(outputs[modality], run.family.output, batch.order, batch.kept, batch.merged)
             gone = ~batch.kept.to(drop.device)
@@ -83,25 +80,75 @@ def rewrite_call(
     shift = after - next_position(positions, columns.new, otherwise=start - state.shift)
     columns = replace(columns, positions=positions)
     length = columns.new.shape[1]
-    if not all(batch.whole for batch in outputs.chosen.values()):
+    if not all(batch.whole for batch in chosen.values()):
         host.check_per_token(model, call)
         check_unpacked(model, call, cached)
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
         call, columns = drop_columns(call, columns, drop, text_token(model), padding)
         if cached and not columns.new.all():
-            _check_padding(model)
+            check_padding(model)
     dropped = state.dropped + length - columns.new.shape[1]
     visual = torch.isin(call["input_ids"], call["input_ids"].new_tensor(host.placeholders(model.config)))
     ends = torch.arange(cached + 1, cached + 1 + visual.shape[1], device=visual.device)
     solid = torch.where(visual, ends, 0).amax()
-    return _rewritten(call, outputs, columns, CacheState(columns.mask, dropped, after, shift, solid))
+    outputs.conversation.state = CacheState(columns.mask, dropped, after, shift, solid)
+    outputs.gone = dropped
+    return _rewritten(call, outputs, columns)
 
 
-def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns, state: CacheState) -> dict[str, Any]:
-    """A call with these columns, whose cache comes out with this state."""
-    outputs.state = state
+@torch.compiler.disable
+def go_on(
+    model: PreTrainedModel, call: dict[str, Any], cache: Any, conversation: Conversation, cached: int
+) -> dict[str, Any]:
+    """Rewrite a forward call that goes on with a pruned cache of so many columns, by text alone.
+
+    Raises:
+        ValueError: it does not fit the cache.
+    """
+    state = conversation.state
+    assert state is not None
+    if call.get("input_ids") is None:
+        raise ValueError(NO_IMAGES)
+    check_mask(call)
+    call = own_types(skip_replayed(model, call, state, cached))
+    columns = read_columns(model, call, state, cached, visual=False)
+    after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
+    conversation.state = replace(state, mask=columns.mask, next_position=after).for_static(cache)
+    outputs = EncoderOutputs(call.get(host.ENCODED) or {})
+    outputs.conversation, outputs.cache, outputs.gone = conversation, cache, state.dropped
+    return _rewritten(call, outputs, replace(columns, positions=columns.positions - state.shift))
+
+
+@torch.compiler.disable
+def decode(call: dict[str, Any], cache: Any, conversation: Conversation, cached: int) -> dict[str, Any] | None:
+    """What `go_on` makes of a call with one token a row, as almost all are; None if it is not as simple as most."""
+    ids, mask, positions = call.get("input_ids"), call.get("attention_mask"), call.get("position_ids")
+    state = conversation.state
+    assert state is not None
+    if ids is None or ids.shape[1] != 1 or state.shift.ndim != 2 or state.mask.shape != (len(ids), cached):
+        return None
+    if any(call.get(name) is not None for name in ("inputs_embeds", *host.TOKEN_TYPES)):
+        return None
+    if mask is None:
+        new = torch.ones_like(ids, dtype=torch.bool)
+    elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] in (cached + 1, cached + 1 + state.dropped):
+        new = mask[:, -1:].to(ids.device, torch.bool)
+    else:
+        return None
+    if positions is None:
+        positions = state.next_position
+    after = torch.where(new, positions + 1, state.next_position)
+    conversation.state = state = replace(state, mask=torch.cat([state.mask, new], dim=1), next_position=after)
+    outputs = EncoderOutputs()
+    outputs.conversation, outputs.cache = conversation, cache
     # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
-    rewritten = {**call, "attention_mask": state.mask, "position_ids": columns.positions}
+    shown = {"attention_mask": state.mask, "position_ids": positions - state.shift}
+    return {**call, **shown, host.ENCODED: outputs}
+
+
+def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns) -> dict[str, Any]:
+    """A call with these columns."""
+    rewritten = {**call, "attention_mask": columns.mask, "position_ids": columns.positions}
     return _handed_over(all_types(rewritten, columns.cached.shape[1]), outputs)
 
 
@@ -136,22 +183,28 @@ def _unpruned(model: PreTrainedModel, call: dict[str, Any], cached: int) -> Cach
     return CacheState(valid.to(ids.device, torch.bool), dropped=0, next_position=after, shift=zero, solid=solid)
 
 
+def _ids_of(model: PreTrainedModel, call: dict[str, Any]) -> Tensor:
+    """Token ids int64 [B, q] as far as embeddings tell them: placeholders, and text, whatever it says.
+
+    Raises:
+        ValueError: there are no embeddings with visual tokens in them.
+    """
+    embeddings = call.get("inputs_embeds")
+    if not isinstance(embeddings, Tensor):
+        raise ValueError(NO_IMAGES)
+    ids = torch.full(embeddings.shape[:2], text_token(model), device=embeddings.device)
+    for token in host.placeholders(model.config):
+        own = model.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
+        ids = ids.masked_fill((embeddings == own.to(embeddings)).all(-1), token)
+    return ids
+
+
 def _mistakes_gaps(model: PreTrainedModel, positions: Tensor) -> bool:
     """Whether gaps in these position ids, int64 [..., B, q], would be taken for the ends of packed sequences.
 
     So does FlashAttention with the only row of a batch, unless there is padding.
     """
     return "flash" in host.backend_of(host.decoder_of(model)) and positions.ndim == 2 and len(positions) == 1
-
-
-def _check_padding(model: PreTrainedModel) -> None:
-    """Raise ValueError if the LLM has layers that would not leave out padding after tokens in the cache."""
-    if recurrent := host.recurrent_kinds(model.config):
-        raise ValueError(
-            f"the prompts of this call lose different numbers of tokens, so that padding comes between the cache "
-            f"and them; the {' and '.join(sorted(recurrent))} layers of {model.config.model_type} do not leave it "
-            f"out; pass one prompt at a time, not with FlashAttention, or all images in the first call"
-        )
 
 
 def text_token(model: PreTrainedModel) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ..host import ALIGNED, LOGITS, PACKED, TOKEN_TYPES
+from ..host import ALIGNED, LOGITS, TOKEN_TYPES
+from .conversation import CacheState
 from .positions import read_positions, token_row
-from .state import CacheState
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,35 +33,6 @@ class Columns:
     def mask(self) -> Tensor:
         """bool [B, c + q]: the attention mask."""
         return torch.cat([self.cached, self.new], dim=1)
-
-
-def check_mask(call: dict[str, Any]) -> None:
-    """Raise ValueError if the attention mask of a call is anything but 2-D or absent."""
-    mask = call.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-        given = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise ValueError(
-            f"attention_mask is {given}; pruning shortens the sequence, so it needs the processor's 2-D mask "
-            f"[batch, length]; pass that, or none if nothing is padded"
-        )
-
-
-def check_unpacked(model: PreTrainedModel, call: dict[str, Any], cached: int) -> None:
-    """Raise ValueError if the rows of a call are packs of sequences, whose ends would be lost with dropped tokens."""
-    packed = any(call.get(name) is not None for name in PACKED)
-    positions = call.get("position_ids")
-    if positions is not None and call.get("attention_mask") is None and not cached:
-        tokens = token_row(model, positions)
-        steps = None if tokens is None else tokens.diff(dim=-1)
-        # Without a cache, a gap ends a sequence too.
-        alone = call.get("use_cache") is False or model.training
-        packed = packed or (steps is not None and bool(((steps != 1) if alone else (steps < 1)).any()))
-    if packed:
-        raise ValueError(
-            "several sequences are packed into one row (position_ids that begin anew, without an attention_mask, or "
-            f"{' or '.join(PACKED)}): dropping visual tokens would let them see each other; accepted is one sequence a "
-            "row, padded, with its attention_mask; pad in the place of packing, or keep everything"
-        )
 
 
 def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int) -> dict[str, Any]:
@@ -97,17 +68,18 @@ def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState
     """
     ids, mask = call["input_ids"], call.get("attention_mask")
     batch, length = ids.shape
+    later = cached - state.mask.shape[1]
     if mask is None:
-        new = torch.ones_like(ids, dtype=torch.bool)
+        told = torch.ones(batch, later + length, dtype=torch.bool, device=ids.device)
     else:
         _check_length(mask, {length + cached, length + cached + state.dropped})
-        new = mask[:, -length:].to(ids.device, torch.bool)
+        told = mask[:, -(later + length) :].to(ids.device, torch.bool)
     if state.mask.shape[0] not in (1, batch):
         raise ValueError(
             f"input_ids has {batch} rows but the pruned cache was filled with {state.mask.shape[0]}; "
             f"a cache goes on with the rows it was filled with, or from one row to many; prefill again"
         )
-    known = pad(state.mask[:, :cached], (0, max(0, cached - state.mask.shape[1])), value=True).expand(batch, -1)
+    known, new = torch.cat([state.mask.expand(batch, -1), told[:, :later]], dim=1), told[:, later:]
     return Columns(known, new, read_positions(model, call, state, state.start(cached), new, visual))
 
 

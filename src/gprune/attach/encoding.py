@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .. import host
 from ..host import PIXELS, Modality
-from .state import CacheState, Lease
+from .conversation import Conversation, Lease
 from .tower_merging import merging_tower
 from .tower_reading import encode_and_read, reader
 
@@ -35,20 +35,19 @@ class EncoderOutputs(dict[str, ModelOutput]):
 
     Attributes:
         run: by which the call is pruned; None where it only goes on.
-        lease: of that run, for as long as the call is under way.
+        conversation: what the cache that comes out must remember; that of the run, as long as the call is under way.
         chosen: what the run kept of each modality.
         ids: int64 [B, q], the token ids as the LLM sees them, placeholders at least, also where embeddings are given.
-        state: of the cache that comes out, which may only come into being in between.
+        cache: with which it goes on, where it only does that.
+        gone: how many tokens fewer than its caller knows of are in the cache that comes out.
     """
 
     run: Run | None = None
-    lease: Lease | None = None
+    conversation: Conversation
+    chosen: Mapping[Modality, BatchSelection] = {}
     ids: Tensor | None = None
-    state: CacheState | None = None
-
-    def __init__(self, outputs: Mapping[str, ModelOutput]) -> None:
-        super().__init__(outputs)
-        self.chosen: dict[Modality, BatchSelection] = {}
+    cache: Any = None
+    gone: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +137,15 @@ def unrecorded(output: ModelOutput) -> ModelOutput:
     return output
 
 
-def modalities(call: dict[str, Any]) -> list[Modality]:
-    """The modalities that a forward call carries, as pixels or pre-encoded."""
-    encoded = call.get(host.ENCODED) or {}
+def encoded_by(call: Mapping[str, Any]) -> Run | None:
+    """The run in whose tower tokens of the call's images were merged, which no other can prune."""
+    leases = (encoding_of(output).lease for output in (call.get(host.ENCODED) or {}).values())
+    return next((lease.run for lease in leases if lease is not None), None)
 
-    def carried(modality: Modality) -> bool:
-        pixels = call.get(PIXELS[modality])
-        return encoded.get(modality) is not None or (pixels is not None and pixels.numel() > 0)
 
-    return [modality for modality in PIXELS if carried(modality)]
+def is_cut(call: Mapping[str, Any]) -> bool:
+    """Whether `generate()` has cut the features of a call to pieces for chunked prefill."""
+    return any(output.get(host.UNPOOLED) is None for output in (call.get(host.ENCODED) or {}).values())
 
 
 def encode(

@@ -343,16 +343,17 @@ class LayerHooks:
         outputs = call.outputs
         if call.pruner is None or outputs is None or outputs.run is None:
             return
+        chosen = {}
         for modality, batch in outputs.chosen.items():
             images = [image for image in call.images if image.modality == modality]
             left = torch.cat([image.kept for image in images]).to(batch.selection.kept.device)
-            outputs.chosen[modality] = replace(
+            chosen[modality] = replace(
                 batch,
                 selection=replace(batch.selection, kept=batch.selection.kept[left]),
                 per_layer=tuple(tuple(image.per_layer) for image in images),
                 pair_cost=pair_cost(self._decoder.config),
             )
-        outputs.run.report(outputs.chosen)
+        outputs.run.report(chosen)
 
 
 def decoder_pruner(method: Method) -> DecoderPruner | None:

@@ -7,7 +7,9 @@ sequences apart, and must find no gaps there.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..pruners.base import Positions
-from .state import CacheState
+from .conversation import CacheState
+
+if TYPE_CHECKING:
+    from .hooks import Hooks
 
 
 def next_position(positions: Tensor, new: Tensor, otherwise: Tensor) -> Tensor:
@@ -108,3 +113,20 @@ def _grid_positions(model: PreTrainedModel, call: dict[str, Any], new: Tensor, s
     if positions is None:
         positions = (new.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
     return positions[-3:] + start[1:]
+
+
+class RopeIndex:
+    """Numbers a prompt along three axes as the model does, and says so where it has fewer images than placeholders."""
+
+    def __init__(self, number: Callable[..., Any], hooks: Hooks) -> None:
+        self.number, self.hooks = number, hooks
+        self.__signature__ = inspect.signature(number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.number(*args, **kwargs)
+        except StopIteration as error:
+            raise ValueError(
+                "input_ids or mm_token_type_ids has placeholders of more images or videos than there are grids for "
+                "(image_grid_thw, video_grid_thw); the numbers must be equal; pass them as the processor made them"
+            ) from error

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..pruners import L2Norm, Unpruned
-from .encoding import encode, encoding_of, modalities, unrecorded
+from .encoding import encode, encoding_of, unrecorded
 from .support import family_of, unwrapped
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _bare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 def _padded(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """What `generate()` takes: the inputs with their images encoded, and a row of text alone below them."""
-    carried = modalities(inputs)
+    carried = host.modalities(inputs)
     if "image" not in carried:
         raise ValueError(
             f"the inputs carry no image, only {', '.join(inputs)}; accepted are prompts with images; add one"

@@ -83,6 +83,11 @@ class Method(ABC):
         """The methods that it is made of, in the order in which they act: itself, if it is one."""
         return (self,)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it drops nothing whatever the image."""
+        return all(isinstance(part.keep, float) and part.keep == 1 for part in self.parts)
+
     def attach(self, model: Any) -> Run:
         """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.
 
