@@ -95,3 +95,16 @@ def test_no_circle_of_files() -> None:
     graph = {name: files_of(file, modules) - {name} for name, file in modules.items()}
     assert "gprune.host" in graph["gprune.attach.hooks"]
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_other_rooms_enter_attach_by_its_door() -> None:
+    """What lies behind `gprune.attach` can be moved without anybody noticing."""
+    imports = [
+        (file, node)
+        for file in SOURCE.rglob("*.py")
+        if file.parent.name != "attach"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    inside = [f"{file.name}: {node.module}" for file, node in imports if (node.module or "").startswith("attach.")]
+    assert len(imports) > 100 and not inside, inside

@@ -32,7 +32,7 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from .attach.support import family_of
+    from .attach import family_of
     from .errors import UnsupportedModel
 
     transformers.utils.logging.set_verbosity_error()
@@ -73,9 +73,9 @@ def read_config(name: str, *others: str) -> Any:
 
 def _check_family(name: str, config: Any) -> None:
     """Refuse a model of another family before its weights are read, or downloaded."""
-    from .attach.support import refusal
+    from .families.table import unsupported
 
-    if reason := refusal(config):
+    if reason := unsupported(config):
         raise UnusableModel(f"model {name} has model_type {config.model_type!r} and cannot be pruned: {reason}")
 
 

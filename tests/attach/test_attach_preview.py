@@ -10,8 +10,7 @@ import torch
 from families import FAMILIES, Family
 
 from gprune import CDPruner, ClsAttention, GPrune, Pruner, ToMe, UnsupportedModel, VisionZip
-from gprune.attach import ImageReport
-from gprune.attach.preview import reports_of, visual_tokens
+from gprune.attach import ImageReport, reports_of, visual_tokens
 from gprune.families.table import FAMILIES as TABLE
 
 CROSSED: list[tuple[str, Pruner]] = [(name, GPrune(0.4)) for name in FAMILIES]

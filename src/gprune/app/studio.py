@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from ..answering import Reply, reply
-from ..attach import ImageReport, refusal
-from ..attach.preview import reports_of, visual_tokens
+from ..attach import ImageReport, refusal, reports_of, visual_tokens
 from ..cost import Cost, cost_of_prompt
 from ..draw import centre_crop, tiles_of
 from ..errors import GpruneError

@@ -1,10 +1,22 @@
-"""Puts a pruner on a transformers model and takes it off again."""
+"""Puts a pruner on a transformers model and takes it off again. Other rooms import from here alone."""
 
 from __future__ import annotations
 
 from ..errors import UnsupportedModel
+from .preview import reports_of, visual_tokens
 from .report import ImageReport
 from .run import Run, attach, refusal
+from .support import family_of
 from .verification import verify
 
-__all__ = ["ImageReport", "Run", "UnsupportedModel", "attach", "refusal", "verify"]
+__all__ = [
+    "ImageReport",
+    "Run",
+    "UnsupportedModel",
+    "attach",
+    "family_of",
+    "refusal",
+    "reports_of",
+    "verify",
+    "visual_tokens",
+]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnsupportedModel
-from ..families.table import FAMILIES, UNKNOWN, Family
+from ..families.table import FAMILIES, Family, unsupported
 
 
 def unwrapped(model: Any) -> Any:
@@ -33,7 +33,7 @@ def family_of(model: Any) -> Family:
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
-    if reason := refusal(config):
+    if reason := unsupported(config):
         raise UnsupportedModel(f"cannot prune a {type(model).__name__} (model_type={model_type!r}): {reason}")
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise UnsupportedModel(
@@ -70,20 +70,3 @@ def _check_contract(model: PreTrainedModel, family: Family) -> None:
         host.check_encoder(model, "video", (host.UNPOOLED, *fields_of(model, family)))
     host.check_rope_3d(model, family.rope_3d)
     host.check_facts(model.config, family.facts)
-
-
-def refusal(config: Any) -> str | None:
-    """Why models with this config cannot be pruned, and what to do; None if they can."""
-    model_type = getattr(config, "model_type", None)
-    if model_type in FAMILIES:
-        reason = FAMILIES[model_type].refused
-        if not reason:
-            return None
-    elif getattr(config, "is_encoder_decoder", False):
-        reason = "in an encoder-decoder model, images are not in the prompt of the part that generates"
-    elif hasattr(config, "vision_config"):
-        reason = UNKNOWN
-    else:
-        reason = "it does not take images"
-    known = ", ".join(name for name, family in FAMILIES.items() if not family.refused)
-    return f"{reason}; supported are models with model_type {known}"

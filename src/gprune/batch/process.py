@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from ..attach import Run
-from ..attach.support import refusal
 from ..evaluate.answers import Answer, answer, describe, prepare
+from ..families.table import unsupported
 from ..models import EMBEDDED, UnusableModel, load, read_config
 from ..prompt import Chat, ask
 from ..spec import parse_pruner
@@ -52,7 +52,7 @@ class InProcess:
         """Raise ValueError or TypeError for an unknown method, budget, checkpoint or family; nothing is loaded."""
         parse_pruner(self.method, self.keep)
         config = read_config(self.model)
-        if reason := refusal(config):
+        if reason := unsupported(config):
             raise UnusableModel(f"model {self.model} of type {config.model_type!r} cannot be pruned: {reason}")
 
     def start(self) -> Ask:

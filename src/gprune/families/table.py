@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from packaging.version import Version
 from torch import Tensor
@@ -185,6 +185,23 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
     "vipllava": _LLAVA,
 }
+
+
+def unsupported(config: Any) -> str | None:
+    """Why models with this config cannot be pruned, and what to do; None if they can."""
+    model_type = getattr(config, "model_type", None)
+    if model_type in FAMILIES:
+        reason = FAMILIES[model_type].refused
+        if not reason:
+            return None
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = "in an encoder-decoder model, images are not in the prompt of the part that generates"
+    elif hasattr(config, "vision_config"):
+        reason = UNKNOWN
+    else:
+        reason = "it does not take images"
+    known = ", ".join(name for name, family in FAMILIES.items() if not family.refused)
+    return f"{reason}; supported are models with model_type {known}"
 
 
 def missing(method: Method, family: str) -> str | None:

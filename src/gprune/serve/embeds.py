@@ -33,7 +33,7 @@ def embed(pruner: Pruner, model: Any, processor: Any, images: Sequence[Image.Ima
         UnsupportedModel: the pruner does not go on this model.
         ValueError: what `pruner.select` raises.
     """
-    from ..attach.preview import visual_tokens
+    from ..attach import visual_tokens
     from ..prompt import build_inputs
 
     pruned = []
