@@ -33,6 +33,9 @@ Others are never tried; some of them would run programs."""
 MAX_PIXELS = 40_000_000
 """Of a picture that is opened, unless something else is asked for."""
 
+SEEN_PIXELS = 4096 * 4096
+"""The most that a processor of a supported model looks at: Qwen3-VL's limit; others see less of a picture."""
+
 HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 """How HEIC files go on after their first four bytes."""
 
@@ -93,6 +96,18 @@ def read_rgb(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image
         if width * height > max_pixels:
             raise TooLarge(f"it has {width:,} x {height:,} pixels; {limit}")
         return to_rgb(picture)
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """A picture of more than `SEEN_PIXELS` at about that many, another one as it is.
+
+    A model that sees all of `SEEN_PIXELS` sees the same; one that sees fewer pixels sees them from a smaller original.
+    """
+    scale = math.sqrt(SEEN_PIXELS / math.prod(picture.size))
+    if scale >= 1:
+        return picture
+    width, height = (max(1, int(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _largest_part(picture: Image.Image) -> tuple[int, int]:

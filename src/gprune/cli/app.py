@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..images import MAX_PIXELS
 from .models import EMBEDDED
 from .options import Model, checking_input
 
@@ -18,6 +19,11 @@ def app(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on if left out.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name by which browsers may call the page, beside --host and localhost; once for each."),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Width times height that a picture may have.")] = MAX_PIXELS,
 ) -> None:
     """Open a web page on which to look at what methods keep, and to ask.
 
@@ -28,4 +34,4 @@ def app(
         from ..app.studio import Studio
 
         studio = Studio(model)
-        serve(studio, host, port)
+        serve(studio, host, port, allowed_hosts=allowed_host or (), max_pixels=max_pixels)
