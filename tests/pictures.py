@@ -151,9 +151,10 @@ def _tiff(width: int, height: int, more: dict[int, int]) -> bytes:
 
 
 def _webp_header(width: int, height: int) -> bytes:
-    """An extended file whose canvas is of this size, with a picture of one pixel."""
-    pixel = BytesIO()
-    Image.new("RGB", (1, 1)).save(pixel, "WEBP", lossless=True)
-    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = b"WEBP" + b"VP8X" + struct.pack("<II", 10, 0) + size + pixel.getvalue()[12:]
-    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+    """An animation of two pixels, whose canvas is of this size."""
+    frames = BytesIO()
+    red, blue = (Image.new("RGB", (1, 1), color) for color in (RED, BLUE))
+    red.save(frames, "WEBP", save_all=True, append_images=[blue], lossless=True)
+    content = bytearray(frames.getvalue())
+    content[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(content)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+from starlette.responses import PlainTextResponse
 
 from ..errors import BadValue
 
@@ -18,6 +19,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """The names of this machine, as a browser sends them."""
 TEMP = "GRADIO_TEMP_DIR"
 """Where Gradio looks up, whenever it needs it, in which folder it keeps files."""
+UNUSED = ("/process_recording", "/deep_link")
+"""Routes of Gradio that the page has no use for: one runs ffmpeg on what it is sent, one fills the disk."""
 UNFIT = (ValueError, TypeError, LookupError, ArithmeticError)
 """What is raised for an event that is not one of the page's."""
 
@@ -49,7 +52,8 @@ class Guarded(gr.Blocks):
         """Answer an event, or say why not."""
         try:
             return await super().process_api(*args, **kwargs)
-        except gr.Error:
+        except gr.Error as error:
+            error.print_exception = False
             raise
         except UNFIT as error:
             raise gr.Error(f"This cannot be used: {error or type(error).__name__}", print_exception=False) from error
@@ -63,6 +67,17 @@ class Guarded(gr.Blocks):
         os.environ.pop(TEMP, None)
         if self._before is not None:
             os.environ[TEMP] = self._before
+
+
+class Closed:
+    """Keeps requests away from `UNUSED`, as an ASGI application around another one."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        closed = scope["type"] == "http" and scope["path"].rstrip("/").endswith(UNUSED)
+        await (PlainTextResponse("Not Found", 404) if closed else self.app)(scope, receive, send)
 
 
 def uploads_only(value: Any, folder: Path) -> Any:
@@ -109,15 +124,15 @@ def trusted_names(host: str, allowed: Sequence[str]) -> list[str]:
     for name in allowed:
         if not re.fullmatch(r"[\w.-]+", name) and not _is_ipv6(name):
             raise BadValue(
-                f"allowed host {name!r} cannot be one; accepted are names and addresses, without http:// and without a "
-                "port; give it as a browser shows it"
+                f"allowed host {name!r} cannot be one; accepted are names and addresses, without http://, "
+                "brackets and a port; give what a browser shows between them"
             )
-    return [*LOOPBACK, *(f"[{name.strip('[]')}]" if _is_ipv6(name) else name for name in (host, *allowed))]
+    return [*LOOPBACK, *(f"[{name}]" if _is_ipv6(name) else name for name in (host, *allowed))]
 
 
 def _is_ipv6(name: str) -> bool:
     try:
-        IPv6Address(name.strip("[]"))
+        IPv6Address(name)
     except ValueError:
         return False
     return True

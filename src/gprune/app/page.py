@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError("the web page needs gradio, which is not installed; pip install 'gprune[app]'") from error
 
 with GRADIO.checked():
-    from .guard import LOOPBACK, Guarded, trusted_names
+    from .guard import LOOPBACK, Closed, Guarded, trusted_names
     from .line import Line
 
 MAX_FILE_SIZE = "20mb"
@@ -320,7 +320,10 @@ def serve(
             footer_links=[],
             css=markup.CSS,
             app_kwargs={
-                "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)],
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
+                    Middleware(Closed),
+                ]
             },
         )
         print(f"gprune looks at pictures with {studio.name} at {url}", flush=True)
