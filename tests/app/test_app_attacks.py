@@ -191,6 +191,15 @@ def test_bombs_are_refused(client: Client, name: str) -> None:
     assert right and "accepted are at most 40,000,000 pixels" in status
 
 
+def test_the_limit_of_pixels_is_the_operators(tmp_path: Path) -> None:
+    from gprune.app.page import Handlers
+
+    (tmp_path / "a.png").write_bytes(png())
+    for limit, accepted in ((24 * 16, True), (24 * 16 - 1, False)):
+        subject, _, status = Handlers(Studio("embedded"), limit).upload({"path": str(tmp_path / "a.png")})
+        assert (subject is not None) == accepted and ("at most 383 pixels" in status) != accepted
+
+
 def test_only_what_a_model_can_see_is_remembered(page: Any, client: Client) -> None:
     assert client.give({"path": client.upload(png(Image.new("L", (7000, 5000))))})[0]
     subjects = [each for each in page.state_holder[client.session].state_data.values() if each is not None]
