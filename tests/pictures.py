@@ -122,3 +122,39 @@ def _png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that say, or unpack to, more pixels than anybody has, by name."""
+    wide = 60_000
+    square = struct.pack("<HH", wide, wide)
+    return {
+        "bomb.png": _png_header(wide, wide),
+        "large.png": _png_header(10_000, 10_000),
+        "bomb.gif": b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0" + square + b"\x80" + bytes(6) + b"\x02\x02\x44\x01\0;",
+        "bomb.bmp": b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, wide, wide, 1, 24, 0, 0, 0, 0, 0, 0),
+        "bomb.ppm": b"P6 %d %d 255\n" % (wide, wide),
+        "bomb.tiff": _tiff(wide, wide, {}),
+        "tile.tiff": _tiff(16, 16, {322: wide, 323: wide}),
+        "bomb.webp": _webp_header(16_000, 16_000),
+    }
+
+
+def _tiff(width: int, height: int, more: dict[int, int]) -> bytes:
+    """A grey picture of one strip or tile, deflated."""
+    data = zlib.compress(bytes(10**6))
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1, **more}
+    offset, count = (324, 325) if 322 in more else (273, 279)
+    tags |= {offset: 8 + 2 + 12 * (len(tags) + 2) + 4, count: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def _webp_header(width: int, height: int) -> bytes:
+    """An animation of two pixels, whose canvas is of this size."""
+    frames = BytesIO()
+    red, blue = (Image.new("RGB", (1, 1), color) for color in (RED, BLUE))
+    red.save(frames, "WEBP", save_all=True, append_images=[blue], lossless=True)
+    content = bytearray(frames.getvalue())
+    content[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(content)

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 
 from .errors import BadValue, GpruneError
+
+try:  # HEIC, as phones save it
+    from pillow_heif import register_heif_opener
+except ImportError:
+    READS_HEIF = False
+else:
+    register_heif_opener()
+    READS_HEIF = True
+
+FORMATS: tuple[str, ...] = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
+    *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),
+    *(["HEIF"] if READS_HEIF else []),
+)
+"""The formats that are opened, as Pillow names them: those of pictures that people have, whose headers tell their size.
+Others are never tried; some of them would run programs."""
+
+MAX_PIXELS = 40_000_000
+"""Of a picture that is opened, unless something else is asked for."""
+
+SEEN_PIXELS = 4096 * 4096
+"""The most that a processor of a supported model looks at: Qwen3-VL's limit; others see less of a picture."""
 
 HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 """How HEIC files go on after their first four bytes."""
@@ -22,24 +44,30 @@ class UnreadableImage(GpruneError, ValueError):
     """A file is not a picture that can be opened; the message names the file and the reason."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+class TooLarge(UnreadableImage):
+    """A picture has more pixels than are accepted; this is decided by its header, and nothing of it is decoded."""
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture as upright RGB: EXIF rotation applied, first frame of an animation, transparency over white.
 
+    Args:
+        path: of the file.
+        max_pixels: that it may have, width times height.
+
     Raises:
-        UnreadableImage: missing, not a picture, truncated, or so large that it looks like a decompression bomb.
+        TooLarge: it has more pixels.
+        UnreadableImage: missing, not a picture of one of `FORMATS`, or damaged.
     """
     path = Path(path)
-    accepted = "accepted are picture files such as PNG, JPEG, WebP or GIF"
+    accepted = f"accepted are pictures in the formats {', '.join(FORMATS)}"
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UnreadableImage(f"{path} {what}; {accepted}; check the path")
     try:
-        return read_rgb(path)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UnreadableImage(
-            f"{path} unpacks to more than {limit:,} pixels; {accepted} of at most that size; shrink it first"
-        ) from error
+        return read_rgb(path, max_pixels)
+    except TooLarge as error:
+        raise TooLarge(f"{path} cannot be read: {error}") from error
     except UnidentifiedImageError as error:
         reason = "is empty" if path.stat().st_size == 0 else "is not a picture, whatever its name says"
         if _is_heif(path):
@@ -49,23 +77,44 @@ def open_image(path: str | Path) -> Image.Image:
         raise UnreadableImage(f"{path} cannot be read ({error}); {accepted}; check the file or get it again") from error
 
 
-def read_rgb(file: Path | BinaryIO) -> Image.Image:
-    """`to_rgb` of a file; whatever Pillow raises, and DecompressionBombWarning for a picture that is too large.
+def read_rgb(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`to_rgb` of a file; see `open_image`.
 
-    HEIC is read where pillow-heif is installed.
+    Raises:
+        TooLarge: it has more than `max_pixels`.
+        Exception: it is damaged, or no picture: whatever Pillow raises.
     """
-    _register_heif()
+    limit = f"accepted are at most {max_pixels:,} pixels; shrink it first"
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as picture:
-            return to_rgb(picture)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is not this one
+        try:
+            picture = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise TooLarge(f"it is refused by Pillow ({error}); {limit}") from error
+    with picture:
+        width, height = _largest_part(picture)
+        if width * height > max_pixels:
+            raise TooLarge(f"it has {width:,} x {height:,} pixels; {limit}")
+        return to_rgb(picture)
 
 
-@cache
-def _register_heif() -> None:
-    """Have Pillow read HEIC, as phones save it, where pillow-heif is installed."""
-    if find_spec("pillow_heif") is not None:
-        import_module("pillow_heif").register_heif_opener()
+def shrunk(picture: Image.Image) -> Image.Image:
+    """A picture of more than `SEEN_PIXELS` at about that many, another one as it is.
+
+    A model that sees all of `SEEN_PIXELS` sees the same; one that sees fewer pixels sees them from a smaller original.
+    """
+    scale = math.sqrt(SEEN_PIXELS / math.prod(picture.size))
+    if scale >= 1:
+        return picture
+    width, height = (max(1, int(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _largest_part(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of what is decoded at once: a tile may be larger than the picture."""
+    tags = getattr(picture, "tag_v2", {})
+    tile = tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0)
+    return max(picture.size, tile, key=math.prod)
 
 
 def _is_heif(path: Path) -> bool:

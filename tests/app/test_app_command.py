@@ -36,6 +36,12 @@ def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(not WITH_GRADIO, reason="the web page needs gradio: make test-app")
+def test_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = told(capsys, "--allowed-host", "a.example", "--allowed-host", "http://b.example:80")
+    assert code == 2 and "allowed host 'http://b.example:80'" in error
+
+
+@pytest.mark.skipif(not WITH_GRADIO, reason="the web page needs gradio: make test-app")
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

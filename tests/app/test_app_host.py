@@ -15,8 +15,7 @@ gradio = pytest.importorskip("gradio", reason="the web page needs gradio: make t
 
 MOVED_ON = """
 import gradio
-del gradio.Image.preprocess
-gradio.components.base.Component.preprocess = None
+gradio.Blocks.preprocess_data = lambda self, event: None
 from gprune.cli import main
 main(["app"])
 """
@@ -29,17 +28,9 @@ def test_the_installed_gradio_fits() -> None:
         GRADIO.check()
 
 
-def test_what_replaces_the_reading_of_an_upload_takes_what_gradio_gives() -> None:
-    from gprune.app.page import _path_of
-
-    upload = gradio.data_classes.ImageData(path="scene.png")
-    assert _path_of(upload) == "scene.png"
-    assert _path_of(None) is None
-
-
 def test_the_command_refuses_before_a_page_is_opened() -> None:
     done = subprocess.run([sys.executable, "-c", MOVED_ON], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert "gradio:Image.preprocess does not tell its arguments" in line
+    assert "gradio.blocks:Blocks.preprocess_data takes no block_fn, inputs, state, explicit_call" in line
     assert line.endswith("Tested was gradio>=6.31,<6.32: pip install 'gradio>=6.31,<6.32'")

@@ -8,13 +8,17 @@ GRADIO = Contract(
     "gradio",
     ">=6.31,<6.32",
     (
-        # Replaced on one picture, so that gprune opens what was uploaded, and not what Gradio made of it.
-        "gradio:Image.preprocess(payload)",
-        "gradio.blocks:Blocks.preprocess_data",
-        "gradio.data_classes:ImageData(path, ...)",
+        # Overridden: every event is checked here, before anything of it is opened, and answered here.
+        "gradio.blocks:Blocks.preprocess_data(block_fn, inputs, state, explicit_call)",
+        "gradio.blocks:Blocks.process_api(block_fn, inputs, state, ...)",
+        # Overridden: which events wait, and which is begun next.
+        "gradio.queueing:Queue(live_updates, concurrency_count, update_intervals, max_size, blocks)",
+        "gradio.queueing:Queue.push(body, request, username)",
+        "gradio.queueing:Queue.get_events()",
+        "gradio.queueing:Event",
         "gradio:Blocks.launch(server_name, server_port, share, inbrowser, prevent_thread_lock, quiet, "
         "allowed_paths, max_file_size, state_session_capacity, enable_monitoring, mcp_server, ssr_mode, run_history, "
-        "footer_links, css)",
+        "footer_links, css, app_kwargs)",
     ),
 )
-"""How an upload is read, a click is told, and a page is opened."""
+"""How an event is checked, waits and is answered, and how a page is opened."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..images import open_image
+from ..errors import BadValue
+from ..images import MAX_PIXELS, open_image, shrunk
 from . import markup, snippet
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
@@ -18,8 +20,14 @@ from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
 try:
     import gradio as gr
     from pandas import DataFrame  # a dependency of Gradio
+    from starlette.middleware import Middleware  # and this
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 except ImportError as error:
     raise ImportError("the web page needs gradio, which is not installed; pip install 'gprune[app]'") from error
+
+with GRADIO.checked():
+    from .guard import LOOPBACK, Closed, Guarded, trusted_names
+    from .line import Line
 
 MAX_FILE_SIZE = "20mb"
 SESSIONS = 100
@@ -33,21 +41,30 @@ WRONG = (ValueError, TypeError, RuntimeError, OSError)
 class Handlers:
     """What happens on the page; all that a user has is in the `Subject` of the session."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: Studio, max_pixels: int) -> None:
         self.studio = studio
+        self.max_pixels = max_pixels
 
-    def upload(self, path: str | None) -> tuple[Subject | None, Any, str]:
+    def upload(self, file: dict[str, Any] | None) -> tuple[Subject | None, Any, str]:
         """A new picture, or why it is none; the old one is gone either way."""
-        if path is None:
+        if file is None:
             return None, None, markup.message("Drop a picture, paste one, or pick an example.")
+        path = file["path"]
         try:
-            return Subject(open_image(path), Path(path).name), gr.skip(), ""
+            return Subject(shrunk(open_image(path, self.max_pixels)), Path(path).name), gr.skip(), ""
         except WRONG as error:
             # Where the server keeps the file is nobody's business.
             return None, None, markup.error(str(error).replace(path, Path(path).name))
 
     def example(self, number: int) -> tuple[Subject, Any, str, str]:
-        """One of the examples and its question."""
+        """One of the examples and its question.
+
+        Raises:
+            BadValue: there is none of this number.
+        """
+        count = len(examples())
+        if number not in range(count):
+            raise BadValue(f"example {number!r} is not shown; accepted are 0 to {count - 1}; choose another")
         chosen = examples()[number]
         return Subject(chosen.picture, chosen.name, chosen.origin), chosen.picture, "", chosen.question
 
@@ -98,7 +115,8 @@ class Handlers:
         if subject is None:
             return gr.skip(), gr.skip()
         try:
-            found = self.studio.look(subject, question, int(iterations), number, (float(place[0]), float(place[1])))
+            x, y = map(float, place)
+            found = self.studio.look(subject, question, int(iterations), number, (x, y))
         except WRONG as error:
             return gr.skip(), markup.error(error)
         if found is None:
@@ -124,10 +142,10 @@ class Handlers:
             return [*[None] * len(AXES), markup.error(error)]
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
     """The page for a model."""
-    do = Handlers(studio)
-    with gr.Blocks(title="gprune", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+    do = Handlers(studio, max_pixels)
+    with Guarded(title="gprune", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         subject = gr.State(None)  # forgotten an hour after the page is closed
         gr.HTML(markup.header(studio.name), elem_id="header", padding=False)
         with gr.Row():
@@ -141,9 +159,6 @@ def build(studio: Studio) -> gr.Blocks:
                     buttons=["fullscreen"],
                     elem_id="picture",
                 )
-                # As it was uploaded: gprune opens it and says what is wrong with it. Not by a subclass, of which
-                # Gradio would write an interface file beside this one.
-                picture.preprocess = _path_of
                 status = gr.HTML(elem_id="status", padding=False)
                 gallery = gr.Gallery(
                     [each.picture for each in examples()],
@@ -226,8 +241,10 @@ def build(studio: Studio) -> gr.Blocks:
             "concurrency_limit": 8,
             "api_visibility": "private",
         }
+        # As it was uploaded, and one at a time: gprune opens it and says what is wrong with it.
+        one = {**live, "preprocess": False, "concurrency_limit": 1}
         opened = [
-            picture.upload(do.upload, picture, [subject, picture, status], **live),
+            picture.upload(do.upload, picture, [subject, picture, status], **one),
             picture.clear(lambda: do.upload(None), None, [subject, picture, status], **live),
             gallery.select(do.pick, None, [subject, picture, status, question], **live),
             page.load(partial(do.example, 0), None, [subject, picture, status, question], **live),
@@ -252,46 +269,71 @@ def build(studio: Studio) -> gr.Blocks:
     return page
 
 
-def serve(studio: Studio, host: str, port: int | None, *, block: bool = True) -> tuple[gr.Blocks, str]:
+def serve(
+    studio: Studio,
+    host: str,
+    port: int | None,
+    *,
+    allowed_hosts: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+    block: bool = True,
+) -> tuple[gr.Blocks, str]:
     """Open the page to the network interface `host`.
 
     Args:
         studio: of the page.
         host: address to listen at.
         port: to listen at; None is the first free one from 7860 on.
-        block: until it is interrupted.
+        allowed_hosts: names by which the page may be called, beside `host` and those of this machine.
+        max_pixels: that a picture may have.
+        block: until it is interrupted or terminated.
 
     Returns:
-        The page and its address.
+        The page and its address; its `close` removes what was uploaded.
 
     Raises:
+        BadValue: one of `allowed_hosts` is no name.
         OSError: the port is taken.
-        UnsupportedHost: Gradio is not one that the page can rely on.
     """
-    GRADIO.check()
+    names = trusted_names(host, allowed_hosts)
+    if block:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     first = examples()[0]
     studio.warm_up(Subject(first.picture, first.name))
-    page = build(studio)
-    _, url, _ = page.queue(max_size=SESSIONS).launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        allowed_paths=[],
-        max_file_size=MAX_FILE_SIZE,
-        state_session_capacity=SESSIONS,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=[],
-        css=markup.CSS,
-    )
-    print(f"gprune looks at pictures with {studio.name} at {url}", flush=True)
-    if block:
-        page.block_thread()
+    page = build(studio, max_pixels).queue(max_size=SESSIONS, api_open=False)
+    page._queue = Line(True, page.max_threads, 1, SESSIONS, page)
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            allowed_paths=[],
+            max_file_size=MAX_FILE_SIZE,
+            state_session_capacity=SESSIONS,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            css=markup.CSS,
+            app_kwargs={
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
+                    Middleware(Closed),
+                ]
+            },
+        )
+        print(f"gprune looks at pictures with {studio.name} at {url}", flush=True)
+        if host not in LOOPBACK:
+            print(f"gprune: no password is asked for; the page answers to {', '.join(names)}", flush=True)
+        if block:
+            page.block_thread()
+    finally:
+        if block:
+            page.close(verbose=False)
     return page, url
 
 
@@ -300,10 +342,6 @@ def _filled(pictures: Sequence[Any]) -> list[gr.Image]:
     return [gr.Image(picture, visible=True) for picture in pictures] + [gr.Image(None, visible=False)] * (
         MAX_SHEETS - len(pictures)
     )
-
-
-def _path_of(upload: Any) -> str | None:
-    return None if upload is None else upload.path
 
 
 def _shown(name: str, visible: bool = True) -> gr.Image:

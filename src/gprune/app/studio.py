@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from ..answering import Reply, reply
 from ..attach import ImageReport, refusal, reports_of, visual_tokens
 from ..cost import Cost, cost_of_prompt
 from ..draw import centre_crop, tiles_of
-from ..errors import GpruneError
+from ..errors import BadValue, GpruneError
 from ..kernels.blocks import directions
 from ..models import load
 from ..prompt import build_inputs
@@ -163,10 +164,18 @@ class Studio:
         Args:
             number: of the picture among those of the method.
             place: (x, y) in its pixels.
+
+        Raises:
+            BadValue: there is no such picture, or the place is not finite.
         """
+        if not all(map(math.isfinite, place)):
+            raise BadValue(f"the place {place} is none in a picture; accepted are two numbers; click a patch")
         pruner = GPrune(iterations=iterations)
         report, _ = self._select(subject, question, pruner)
-        sheet = self._sheets(subject, report)[number]
+        shown = self._sheets(subject, report)
+        if number not in range(len(shown)):
+            raise BadValue(f"picture {number} is not shown; accepted are 0 to {len(shown) - 1}; click one of them")
+        sheet = shown[number]
         patch = sheet.locate(*place)
         if patch is None:
             return None
@@ -196,10 +205,7 @@ class Studio:
         Raises:
             ValueError: see `pruners`; no question, or too long a one.
         """
-        if not question.strip() or len(question) > MAX_QUESTION:
-            raise ValueError(
-                f"the question has {len(question.strip())} characters; accepted are 1 to {MAX_QUESTION}; write one"
-            )
+        _check_length(question.strip(), 1)
         runs = [(Unpruned.name, Unpruned()), *zip(methods, self.pruners(methods, keep), strict=True)]
         inputs = self._inputs(subject, question)
         answers = [Answer(method) for method, _ in runs]
@@ -226,6 +232,7 @@ class Studio:
 
     def _tokens(self, subject: Subject, question: str, pruner: Method) -> VisualTokens:
         """What a method is given; encoded once for all methods that need the same."""
+        _check_length(question.strip())
         asked = question.strip() or CAPTION_PROMPT
         asked = asked if "question" in pruner.needs else CAPTION_PROMPT
         in_tower = pruner.acts == "in the tower"
@@ -295,6 +302,11 @@ class Studio:
         size = subject.picture.height, subject.picture.width
         with self._lock:
             return cost_of_prompt(self.model, inputs, [size], method)
+
+
+def _check_length(question: str, least: int = 0) -> None:
+    if not least <= len(question) <= MAX_QUESTION:
+        raise BadValue(f"the question has {len(question)} characters; accepted are 1 to {MAX_QUESTION}; write one")
 
 
 def _cosines(features: torch.Tensor, index: int) -> torch.Tensor:

@@ -18,6 +18,13 @@ def app(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on if left out.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name by which browsers may call the page, beside --host and localhost; once for each."),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Width times height that a picture may have; 40 million if left out.")
+    ] = None,
 ) -> None:
     """Open a web page on which to look at what methods keep, and to ask.
 
@@ -26,6 +33,7 @@ def app(
     with checking_input():
         from ..app.page import serve
         from ..app.studio import Studio
+        from ..images import MAX_PIXELS
 
         studio = Studio(model)
-        serve(studio, host, port)
+        serve(studio, host, port, allowed_hosts=allowed_host or (), max_pixels=max_pixels or MAX_PIXELS)
