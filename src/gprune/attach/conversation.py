@@ -21,7 +21,7 @@ from .llm_columns import take_rows
 if TYPE_CHECKING:
     from .run import Run
 
-ATTRIBUTE = "_gprune_conversation"
+_ATTRIBUTE = "_gprune_conversation"
 
 
 class Lease:
@@ -184,7 +184,7 @@ class Conversation:
         if (layer := last_layer(cache)) is not None:
             column = max(columns_of(layer) - last, 0)
             self.rows = Rows(layer.keys, column, layer.keys[:, 0, column])
-        setattr(cache, ATTRIBUTE, self)
+        setattr(cache, _ATTRIBUTE, self)
 
     def mark(self, cache: Any) -> None:
         """Remember which keys its rows have as the cache comes out of a later call."""
@@ -212,11 +212,11 @@ def conversation_of(cache: Any, cached: int) -> Conversation | None:
     Raises:
         UnsupportedModel, ValueError: what was done to the cache cannot be followed.
     """
-    conversation: Conversation | None = getattr(cache, ATTRIBUTE, None)
+    conversation: Conversation | None = getattr(cache, _ATTRIBUTE, None)
     if conversation is None or torch.compiler.is_compiling():  # compiled code only decodes
         return conversation
     if not cached:
-        delattr(cache, ATTRIBUTE)
+        delattr(cache, _ATTRIBUTE)
         return None
     if conversation.rows is not None:
         layer = last_layer(cache)

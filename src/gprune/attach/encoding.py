@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .hooks import Hooks
     from .run import Run
 
-ATTRIBUTE = "_gprune_encoding"
+_ATTRIBUTE = "_gprune_encoding"
 
 
 class EncoderOutputs(dict[str, ModelOutput]):
@@ -112,7 +112,7 @@ class RecordingEncoder:
                 output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments)
         if isinstance(output, ModelOutput):
             lease = Lease(run) if merges else None
-            setattr(output, ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
+            setattr(output, _ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
             if merges:  # who asks for features by themselves gets zeros in the place of what was merged away
                 output[host.POOLED] = _finite(output[host.POOLED])
         return output
@@ -126,14 +126,14 @@ def _finite(features: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
 
 def encoding_of(output: ModelOutput) -> Encoding:
     """The recorded encoding; for features that were made elsewhere, one without arguments."""
-    recorded = getattr(output, ATTRIBUTE, None)
+    recorded = getattr(output, _ATTRIBUTE, None)
     return recorded if isinstance(recorded, Encoding) else Encoding({}, dict(output))
 
 
 def unrecorded(output: ModelOutput) -> ModelOutput:
     """A copy of an encoder's output without its recorded encoding."""
     output = copy.copy(output)
-    vars(output).pop(ATTRIBUTE, None)
+    vars(output).pop(_ATTRIBUTE, None)
     return output
 
 

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from .. import host
 
-ATTRIBUTE = "_gprune_look"
+_ATTRIBUTE = "_gprune_look"
 
 Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
 """Is shown the query [B, h, q, d], the key [B, g, k, d], the mask [B, 1, q, k] or None, and the scaling of a layer."""
@@ -19,7 +19,7 @@ Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
 
 def _looked_at(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        cast(Look, getattr(module, ATTRIBUTE))(query, key, mask, kwargs.get("scaling"))
+        cast(Look, getattr(module, _ATTRIBUTE))(query, key, mask, kwargs.get("scaling"))
         return host.attend(backend, module, query, key, value, mask, **kwargs)
 
     return attention
@@ -32,7 +32,7 @@ for _backend in host.BACKENDS:
 def with_look(attention: Module, look: Look) -> dict[str, Any]:
     """The attributes that an attention module needs to show what it computes; its config is a copy of its own."""
     config = host.with_backend(attention.config, f"gprune_{host.backend_of(attention)}")
-    return {"config": config, ATTRIBUTE: look}
+    return {"config": config, _ATTRIBUTE: look}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTRIBUTE = "_gprune_layers"
+_ATTRIBUTE = "_gprune_layers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,20 +114,20 @@ def read_layers(cache: Any, cached: int) -> dict[int, Left]:
         ValueError: the cache was cropped into visual tokens of which some were dropped.
     """
     if cache is not None and not cached:
-        vars(cache).pop(ATTRIBUTE, None)  # it was emptied, to be used again
-    layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {})
+        vars(cache).pop(_ATTRIBUTE, None)  # it was emptied, to be used again
+    layers: dict[int, Left] = getattr(cache, _ATTRIBUTE, {})
     own = {id(left): left.cropped(cached) for left in layers.values()}
     return {layer: own[id(left)] for layer, left in layers.items()}
 
 
 def take_rows(cache: Any, rows: Tensor) -> None:
     """Have what is left in the layers of a cache follow rows, int64 [B], that were taken of it."""
-    layers: dict[int, Left] = getattr(cache, ATTRIBUTE, {})
+    layers: dict[int, Left] = getattr(cache, _ATTRIBUTE, {})
     own = {id(left): left.taken(rows) for left in layers.values()}
     if layers:
-        setattr(cache, ATTRIBUTE, {layer: own[id(left)] for layer, left in layers.items()})
+        setattr(cache, _ATTRIBUTE, {layer: own[id(left)] for layer, left in layers.items()})
 
 
 def write_layers(cache: Any, layers: dict[int, Left]) -> None:
     """Put what is left in its layers on a cache that holds the columns it describes."""
-    setattr(cache, ATTRIBUTE, layers)
+    setattr(cache, _ATTRIBUTE, layers)
