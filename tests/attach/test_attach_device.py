@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import gprune
 from gprune import GPrune
 from gprune.attach import hooks as attach_hooks
 
@@ -68,3 +72,28 @@ def test_the_host_never_waits_while_tokens_are_decoded(name: str, monkeypatch: p
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision"])
 def test_the_host_waits_no_more_often_for_many_images_than_for_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reads(name, 12, monkeypatch) == reads(name, 1, monkeypatch) > 0
+
+
+def test_a_decoded_token_takes_twelve_calls_in_four_files() -> None:
+    """docs/architecture.md says so; what decoding costs is paid for every token of every answer."""
+    family = FAMILIES["llava_next"]
+    model, inputs, package = family.model(), family.inputs(), Path(gprune.__file__).parent
+    calls: list[tuple[str, str]] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(package)) and not code.co_name.startswith("<"):
+            calls.append((code.co_filename, code.co_name))
+
+    def calls_for(tokens: int) -> Counter[tuple[str, str]]:
+        calls.clear()
+        sys.setprofile(note)
+        try:
+            model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens)
+        finally:
+            sys.setprofile(None)
+        return Counter(calls)
+
+    with GPrune(keep=0.5)(model):
+        more = calls_for(6) - calls_for(5)
+    assert more.total() == 12 and len({file for file, _ in more}) == 4, more
