@@ -179,7 +179,7 @@ def test_refusals_are_those_of_the_loaded_model(embedded: tuple[Any, Any], keep:
     refused = refusals("embedded", wanted)
     for key in wanted[1:]:
         try:
-            pruner = PRUNERS[key.method](keep, **({"mask": [[True]]} if "place" in PRUNERS[key.method].needs else {}))
+            pruner = PRUNERS[key.method](keep)
             pruner.attach(embedded[0]).detach()
             assert key.name not in refused
         except ValueError as error:

@@ -63,7 +63,8 @@ def rewrite_call(
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
     for modality in carried:
-        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt)
+        masks = run.masks if modality == "image" else ()
+        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt, masks)
         outputs.chosen[modality] = choose(run.selector, gathered)
     outputs.run, outputs.lease = run, Lease(run)
     run.report(outputs.chosen)

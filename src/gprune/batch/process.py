@@ -16,7 +16,7 @@ from ..attach.support import refusal
 from ..evaluate.answers import Answer, answer, describe, prepare
 from ..models import EMBEDDED, UnusableModel, load, read_config
 from ..prompt import Chat, ask
-from ..spec import parse_pruner
+from ..spec import check_mask, parse_pruner
 from ..tokens import Keep
 from .engine import Ask
 
@@ -50,7 +50,7 @@ class InProcess:
 
     def check(self) -> None:
         """Raise ValueError or TypeError for an unknown method, budget, checkpoint or family; nothing is loaded."""
-        parse_pruner(self.method, self.keep)
+        check_mask(parse_pruner(self.method, self.keep))
         config = read_config(self.model)
         if reason := refusal(config):
             raise UnusableModel(f"model {self.model} of type {config.model_type!r} cannot be pruned: {reason}")

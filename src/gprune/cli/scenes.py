@@ -52,7 +52,7 @@ def scenes(
     from ..spec import seeded
 
     runs = [baseline()]
-    for name, given in read_pruners(method, keep, masks_known=True):
+    for name, given in read_pruners(method, keep, masked=True):
         runs += [(name, each) for each in seeded(given, seeds)]
     files = [] if output is None else output_files(output)
     net, processor = load(model)

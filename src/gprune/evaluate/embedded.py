@@ -66,7 +66,7 @@ class Embedded:
 
 def pruner_of(key: Key) -> Method:
     """The method of a cell. A method that needs a mask gets it with the picture."""
-    pruner = parse_pruner(key.method, key.keep, masks_known=True)
+    pruner = parse_pruner(key.method, key.keep)
     return pruner if key.seed is None else pruner.with_seed(key.seed)
 
 

@@ -18,7 +18,7 @@ from ..images import open_image, to_rgb
 from ..models import load
 from ..prompt import Chat
 from ..pruners import Method, Unpruned
-from ..spec import parse_keep, parse_pruner
+from ..spec import check_mask, parse_keep, parse_pruner
 from ..tokens import Keep
 from .answers import Answer, answer, describe, flops, prepare
 from .cells import BASELINE, versions
@@ -230,11 +230,13 @@ def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Metho
     """A method as tasks are run with it; that of the unpruned model whatever the budget.
 
     Raises:
-        ValueError, TypeError: unknown method or setting, an impossible budget, or a seed for a method without.
+        ValueError, TypeError: unknown method or setting, an impossible budget, a seed for a method without, or no mask
+            for one that goes by it.
     """
     if method == BASELINE:
         return Unpruned()
     pruner = parse_pruner(method, parse_keep(keep) if isinstance(keep, str) else keep)
+    check_mask(pruner)
     if seed is None:
         return pruner
     if not hasattr(pruner, "seed"):

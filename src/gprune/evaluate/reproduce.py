@@ -116,7 +116,7 @@ def refusals(model: str, wanted: Iterable[Key]) -> dict[str, str]:
     """
     net = _skeleton(model)
     # Only the embedded benchmark knows the true mask of every picture.
-    reasons = ((key, refusal_of(key.method, key.keep, net, masks_known=in_process(key))) for key in wanted)
+    reasons = ((key, refusal_of(key.method, key.keep, net, masked=in_process(key))) for key in wanted)
     return {key.name: f"{key.method}: {reason}" for key, reason in reasons if reason}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..attach import refusal
 from ..errors import GpruneError
-from ..spec import parse_pruner, seeded
+from ..spec import check_mask, parse_pruner, seeded
 from ..tokens import Keep
 from .cells import Cell, Key, load, save
 
@@ -39,7 +39,7 @@ def keys(
         (method, keep, getattr(each, "seed", None))
         for method in methods
         for keep in keeps
-        for each in seeded(parse_pruner(method, keep, masks_known=True), seeds)
+        for each in seeded(parse_pruner(method, keep), seeds)
     ]
     wanted = (
         key
@@ -52,15 +52,18 @@ def keys(
     return list({key.name: key for key in wanted}.values())
 
 
-def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False) -> str | None:
+def refusal_of(method: str, keep: Keep, model: Any, *, masked: bool = False) -> str | None:
     """Why a method, as people write it, cannot be measured on a model or its skeleton; None if it can.
 
     Args:
-        method, keep, masks_known: as `gprune.spec.parse_pruner` reads them.
+        method, keep: as `gprune.spec.parse_pruner` reads them.
         model: any.
+        masked: every picture comes with its mask; else a method that goes by one must have one.
     """
     try:
-        pruner = parse_pruner(method, keep, masks_known=masks_known)
+        pruner = parse_pruner(method, keep)
+        if not masked:
+            check_mask(pruner)
     except (GpruneError, ValueError) as error:
         return str(error)
     return refusal(pruner, model)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..answering import reply
 from ..cost import UNPRUNED, measure
 from ..prompt import build_inputs
-from ..pruners import Foreground, Method
+from ..pruners import Method
 from .questions import Question, question_of
 from .scene import Kind, Split, foreground, make_scene, render, rng_of
 from .vocabulary import CATEGORIES
@@ -93,10 +92,9 @@ def evaluate(
         One outcome per example, in their order. `right` is exact match without regard to case.
     """
     outcomes: dict[int, Outcome] = {}
-    shown: list[Example] = []
-    with _masked(method, shown).attach(model) as run:
+    with method.attach(model) as run:
         for batch in _batches(tests, batch_size):
-            shown[:] = batch
+            run.masks = [example.foreground for example in batch]
             replies = reply(run, processor, _inputs(model, processor, batch), max_new_tokens=MAX_NEW_TOKENS)
             for example, each in zip(batch, replies, strict=True):
                 answer = each.text.strip()
@@ -125,7 +123,7 @@ def flops(model: Any, processor: Any, tests: Sequence[Example], method: Method =
     total = 0
     for group in alike.values():
         inputs = _inputs(model, processor, group[:1])
-        total += len(group) * measure(model, inputs, _masked(method, group[:1])).total
+        total += len(group) * measure(model, inputs, method, [group[0].foreground]).total
     return total / len(tests)
 
 
@@ -162,13 +160,6 @@ def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome]
 
 def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
     return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
-
-
-def _masked(method: Method, shown: Sequence[Example]) -> Method:
-    """A method that goes by the foreground of the pictures, with that of those that are shown when it is asked."""
-    if isinstance(method, Foreground):
-        return replace(method, mask=lambda picture: torch.from_numpy(shown[picture].foreground))
-    return method
 
 
 def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:

@@ -134,7 +134,7 @@ def _experiment(name: str, entries: Mapping[str, Any]) -> Experiment:
     values = _read(entries, needed, _ALLOWED.get(kind, ()), f"an experiment of kind {kind}")
     for method in values.get("methods", ()):
         for keep in values["keep"]:
-            parse_pruner(method, keep, masks_known=True)
+            parse_pruner(method, keep)
     return Experiment(name, **values)
 
 
@@ -145,7 +145,7 @@ def _paper(name: str, value: object) -> Paper:
     paper = Paper(**values)
     width = len(paper.scores) + len(paper.others)
     for row in paper.rows:
-        parse_pruner(row.method, row.keep, masks_known=True)
+        parse_pruner(row.method, row.keep)
         if len(row.values) != width:
             raise ValueError(
                 f"the row of {row.method} keep={row.keep} has {len(row.values)} values for {width} columns"

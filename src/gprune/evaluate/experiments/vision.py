@@ -147,7 +147,7 @@ class Vision:
         Raises:
             UnsupportedModel: the views of the model do not show the whole picture.
         """
-        if reason := refusal(Foreground(0.5, mask=[[True]]), self.model):
+        if reason := refusal(Foreground(0.5), self.model):
             raise UnsupportedModel(reason)
         every, inside = [], []
         for each in pictures:
