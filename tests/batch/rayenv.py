@@ -28,7 +28,7 @@ from gprune import GPrune  # noqa: E402
 from gprune.batch.engine import Ask  # noqa: E402
 from gprune.evaluate.answers import Answer  # noqa: E402
 from gprune.prompt import build_inputs  # noqa: E402
-from gprune.scenes.benchmark import examples  # noqa: E402
+from gprune.scenes.benchmark import samples  # noqa: E402
 from gprune.scenes.model import load_embedded  # noqa: E402
 
 __all__ = ["pa", "pd", "pq", "ray", "requests"]  # what comes with the extra: tests take it from here
@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 @cache
 def scenes(number: int) -> list[tuple[bytes, str]]:
     """Pictures as PNG, each with its question."""
-    return [(png(each.picture), each.question.question) for each in examples("test", number)]
+    return [(png(each.picture), each.question.question) for each in samples("test", number)]
 
 
 def png(picture: Image.Image) -> bytes:

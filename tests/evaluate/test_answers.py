@@ -10,7 +10,7 @@ from pictures import photo
 from gprune import FastV, GPrune, Unpruned
 from gprune.evaluate.answers import answer, cut, flops, generation_arguments, prepare
 from gprune.prompt import Chat, ask
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 from gprune.scenes.model import load_embedded
 
 SHORT = {"max_new_tokens": 8}
@@ -25,7 +25,7 @@ def embedded() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def chats() -> list[Chat]:
-    tests = list(examples("test", 4))
+    tests = list(samples("test", 4))
     pictures = [each.picture for each in tests]
     return [
         *(ask([each.picture], each.question.question) for each in tests),

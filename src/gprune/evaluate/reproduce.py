@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..models import EMBEDDED, read_config
+from ..scenes.benchmark import QUESTIONS
 from ..tokens import Keep, check_keep
 from .cells import Cell, Key, versions
-from .embedded import QUESTIONS, Embedded
-from .experiments import Experiment, Paper
+from .embedded import Embedded
+from .experiment import Experiment, Paper
 from .runs import keys, refusal_of
-from .tables import MISSING, SCENES, columns_of, layout, lines, markdown
+from .tables import MISSING, SCENES, headings, layout, lines, markdown
 
 if TYPE_CHECKING:
-    from .experiments.vision import Gallery, Vision
+    from .vision import Gallery, Vision
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def measurer(batch_size: int | None) -> Callable[[Key], Cell]:
     """What measures the cells of one model, loaded when first needed.
 
     Args:
-        batch_size: pictures or documents at once; None is 16 small pictures of the benchmark, or one document.
+        batch_size: pictures or documents at once; None is 32 small pictures of the benchmark, or one document.
     """
-    embedded = Embedded() if batch_size is None else Embedded(batch_size)
+    embedded = Embedded() if batch_size is None else Embedded(batch_size=batch_size)
 
     @cache
     def harness(model: str) -> Any:
@@ -138,7 +139,7 @@ def write_measured(
     else:
         from .figures import curves
 
-        named = experiment.categories if setting.tasks_of(experiment) == (SCENES,) else columns_of(cells)
+        named = experiment.categories if setting.tasks_of(experiment) == (SCENES,) else headings(cells)
         path = folder / f"{experiment.name}.png"
         _write_picture(path, curves(cells, named, experiment.across))
     data = {"left_out": list(left_out), "paper": _paper_data(experiment.paper), "cells": [asdict(c) for c in cells]}
@@ -206,9 +207,8 @@ def _skeleton(model: str) -> Any:
 
 def _table(experiment: Experiment, setting: Setting, cells: Sequence[Cell], left_out: Sequence[str]) -> str:
     paper = experiment.paper
-    parts = [f"# {experiment.title}\n", f"## {setting.model}\n", f"`{setting.command(experiment)}`\n", markdown(cells)]
-    if left_out:
-        parts.append("Left out:\n\n" + "".join(f"- {reason}\n" for reason in left_out))
+    parts = [f"# {experiment.title}\n", f"## {setting.model}\n", f"`{setting.command(experiment)}`\n"]
+    parts.append(markdown(cells, left_out))
     if paper is not None:
         heading = f"paper ({paper.model})"
         parts += [f"## {heading}\n", _paper_table(paper), f"{paper.source}.\n"]

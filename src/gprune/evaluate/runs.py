@@ -10,7 +10,7 @@ from ..attach import refusal
 from ..errors import GpruneError
 from ..spec import check_mask, parse_pruner, seeded
 from ..tokens import Keep
-from .cells import Cell, Key, load, save
+from .cells import Cell, Key, load_cell, save
 
 
 def keys(
@@ -69,9 +69,9 @@ def refusal_of(method: str, keep: Keep, model: Any, *, masked: bool = False) -> 
     return refusal(pruner, model)
 
 
-def run(
+def measure_cells(
     wanted: Sequence[Key],
-    folder: Path,
+    folder: Path | None,
     measure: Callable[[Key], Cell],
     *,
     started: Callable[[Key], None] = lambda key: None,
@@ -81,7 +81,7 @@ def run(
 
     Args:
         wanted: which, in the order in which they are measured.
-        folder: where cells are kept; those in it are not measured again.
+        folder: where cells are kept; those in it are not measured again; None keeps none.
         measure: measures one.
         started: called before a cell is measured.
         finished: called with every cell, measured now or before.
@@ -94,11 +94,12 @@ def run(
     """
     cells = []
     for key in wanted:
-        cell = load(key, folder)
+        cell = None if folder is None else load_cell(key, folder)
         if cell is None:
             started(key)
             cell = measure(key)
-            save(cell, folder)
+            if folder is not None:
+                save(cell, folder)
         finished(cell)
         cells.append(cell)
     return cells
