@@ -44,7 +44,7 @@ def parse_pruner(text: str, keep: Keep) -> Method:
     return kind(keep, **values)
 
 
-def check_mask(method: Method) -> None:
+def check_has_mask(method: Method) -> None:
     """Refuse a method that goes by a mask and has none, for pictures that come without.
 
     Raises:

@@ -21,7 +21,7 @@ from gprune import FastV, GPrune, ToMe
 from gprune.cli import main
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.embedded import Embedded
-from gprune.evaluate.reproduce import refusals
+from gprune.evaluate.reproduction import refusals
 from gprune.evaluate.runs import keys
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS

@@ -63,7 +63,7 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
         methods: "all" stands for every method, those that go by a mask only if `masked`.
         masked: every picture comes with its mask; else a method that goes by one must have one.
     """
-    from ..spec import check_mask, parse_keep, parse_pruner
+    from ..spec import check_has_mask, parse_keep, parse_pruner
 
     budgets = read_list(keeps, "keep", parse_keep)
     given = read_list(methods, "method", str)
@@ -71,7 +71,7 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
         names = [each for name in given for each in (_every_method(masked) if name == "all" else [name])]
         runs = [(name, parse_pruner(name, keep)) for name in names for keep in budgets]
         for _, method in runs if not masked else ():
-            check_mask(method)
+            check_has_mask(method)
         return runs
 
 

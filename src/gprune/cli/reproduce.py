@@ -17,7 +17,7 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..evaluate.cells import Key
     from ..evaluate.experiment import Experiment
-    from ..evaluate.reproduce import Setting
+    from ..evaluate.reproduction import Setting
     from ..evaluate.vision import Gallery
 
 
@@ -111,7 +111,7 @@ def _chosen(names: Sequence[str]) -> list[Experiment]:
 
 
 def _setting(model: str, tasks: str | None, keep: str | None, limit: int | None) -> Setting:
-    from ..evaluate.reproduce import Setting
+    from ..evaluate.reproduction import Setting
     from ..spec import parse_keep
 
     chosen = () if tasks is None else tuple(read_list(tasks, "tasks", str))
@@ -137,7 +137,7 @@ def _with_pictures(drawn: Sequence[Experiment], gallery: Gallery, *, skip: bool)
 def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
     """The names of cells that the model does not allow, with the reason; an error if an experiment has no others."""
     from ..evaluate.cells import BASELINE
-    from ..evaluate.reproduce import refusals
+    from ..evaluate.reproduction import refusals
 
     if not wanted:
         return {}
@@ -154,14 +154,14 @@ def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
 def _check_cells(wanted: dict[str, list[Key]], output: Path) -> None:
     """Find damaged cells, and tasks that are unknown, before anything is measured."""
     from ..evaluate.cells import load_cell
-    from ..evaluate.reproduce import check_tasks
+    from ..evaluate.reproduction import check_tasks
 
     with checking_input():
         check_tasks([key for keys in wanted.values() for key in keys if load_cell(key, output / "cells") is None])
 
 
 def _draw(drawn: Sequence[Experiment], setting: Setting, gallery: Gallery, output: Path) -> None:
-    from ..evaluate.reproduce import write_drawn
+    from ..evaluate.reproduction import write_drawn
     from ..evaluate.vision import Vision
 
     vision = Vision(*load(setting.model))
@@ -180,7 +180,7 @@ def _measure(
     batch_size: int | None,
     output: Path,
 ) -> None:
-    from ..evaluate.reproduce import measurer, write_measured
+    from ..evaluate.reproduction import measurer, write_measured
     from ..evaluate.runs import measure_cells
 
     possible = {name: [key for key in keys if key.name not in refused] for name, keys in wanted.items()}

@@ -15,7 +15,7 @@ from ..spec import parse_pruner
 from ..tokens import Keep, check_keep
 from .cells import BASELINE
 
-Kind = Literal["table", "curves", "histogram", "heatmaps", "kept"]
+ExperimentKind = Literal["table", "curves", "histogram", "heatmaps", "kept"]
 Across = Literal["keep", "flops"]
 
 
@@ -79,7 +79,7 @@ class Experiment:
 
     name: str
     title: str
-    kind: Kind
+    kind: ExperimentKind
     methods: tuple[str, ...] = ()
     keep: tuple[Keep, ...] = ()
     seeds: int = 1
@@ -129,7 +129,7 @@ def read(path: Path) -> Experiment:
 
 
 def _experiment(name: str, entries: Mapping[str, Any]) -> Experiment:
-    kind = _one_of(Kind, "kind", entries.get("kind"))
+    kind = _one_of(ExperimentKind, "kind", entries.get("kind"))
     needed = ("title", "kind", *_NEEDED[kind])
     values = _read(entries, needed, _ALLOWED.get(kind, ()), f"an experiment of kind {kind}")
     for method in values.get("methods", ()):
@@ -214,7 +214,7 @@ def _list_of(read: Callable[[str, object], Any]) -> Callable[[str, object], tupl
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "title": _text,
-    "kind": lambda name, value: _one_of(Kind, name, value),
+    "kind": lambda name, value: _one_of(ExperimentKind, name, value),
     "methods": _list_of(_text),
     "keep": _list_of(_keep),
     "seeds": _whole(1),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..attach import refusal
 from ..errors import GpruneError
-from ..spec import check_mask, parse_pruner, seeded
+from ..spec import check_has_mask, parse_pruner, seeded
 from ..tokens import Keep
 from .cells import Cell, Key, load_cell, save
 
@@ -63,7 +63,7 @@ def refusal_of(method: str, keep: Keep, model: Any, *, masked: bool = False) -> 
     try:
         pruner = parse_pruner(method, keep)
         if not masked:
-            check_mask(pruner)
+            check_has_mask(pruner)
     except (GpruneError, ValueError) as error:
         return str(error)
     return refusal(pruner, model)

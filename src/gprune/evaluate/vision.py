@@ -28,7 +28,6 @@ from .runs import refusal_of
 
 _QUESTION = "describe the picture."
 """Of pictures that come without one; methods inside the LLM go by it."""
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Vision:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
-    def heatmaps(self, asked: Asked, iterations: Sequence[int]) -> tuple[Image.Image, Rows]:
+    def heatmaps(self, asked: Asked, iterations: Sequence[int]) -> tuple[Image.Image, list[dict[str, Any]]]:
         """G-Prune's scores after so many iterations over a picture, and the same as numbers."""
         reports = [self._report(asked, GPrune(iterations=step)) for step in iterations]
         titled = [(f"{step} iterations", report) for step, report in zip(iterations, reports, strict=True)]
@@ -117,7 +116,7 @@ class Vision:
         ]
         return self._draw(asked, [], titled), rows
 
-    def kept(self, asked: Asked, method: str, keeps: Sequence[Keep]) -> tuple[Image.Image, Rows]:
+    def kept(self, asked: Asked, method: str, keeps: Sequence[Keep]) -> tuple[Image.Image, list[dict[str, Any]]]:
         """What a method keeps of a picture at several ratios, and the same as numbers."""
         reports = [self._report(asked, parse_pruner(method, keep)) for keep in keeps]
         titled = [(f"{method} keep={keep}", report) for keep, report in zip(keeps, reports, strict=True)]
