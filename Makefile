@@ -130,7 +130,7 @@ scenes: venv  ## The table of the README, from the test set
 		-o benchmarks/results/scenes
 
 reproduce: venv  ## The paper's tables and figures on the embedded model; delete the folder's cells to measure anew
-	$(BIN)/gprune reproduce all -o benchmarks/results/reproduction
+	$(BIN)/gprune reproduce all --limit 700 -o benchmarks/results/reproduction
 
 bench: venv  ## The table of docs/throughput.md: how fast the embedded model answers on this CPU
 	CUDA_VISIBLE_DEVICES= $(BIN)/gprune bench -o benchmarks/results/throughput_cpu

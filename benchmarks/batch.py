@@ -26,7 +26,7 @@ import torch
 from gprune.batch import InProcess
 from gprune.evaluate.cells import versions
 from gprune.images import open_image
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 
 COMMAND = "python benchmarks/batch.py"
 RESULTS = Path(__file__).parent / "results"
@@ -60,7 +60,7 @@ class Row:
 def write(folder: Path) -> Path:
     """Pictures, and a JSONL file of their questions."""
     lines = []
-    for example in examples("test", PICTURES):
+    for example in samples("test", PICTURES):
         path = folder / f"{example.index:04d}.png"
         example.picture.save(path)
         if example.index in DAMAGED:

@@ -25,7 +25,7 @@ from gprune import Random, View, VisualTokens
 from gprune.attach.call import prune
 from gprune.attach.encoding import encode
 from gprune.evaluate.cells import versions
-from gprune.evaluate.noise import build_model, build_prompts
+from gprune.evaluate.noise import build_prompts, random_model
 from gprune.families.architectures import architecture
 from gprune.families.tiling import tiling
 from gprune.models import read_config
@@ -76,7 +76,7 @@ def between(net: Any, prompts: dict[str, Tensor], device: str) -> Callable[[], o
 @torch.no_grad()
 def measure(device: str, config: Any) -> list[Row]:
     """Every method and the prefill in turns."""
-    net = build_model(config, torch.float32 if device == "cpu" else torch.float16, device)
+    net = random_model(config, torch.float32 if device == "cpu" else torch.float16, device)
     language = net.base_model.language_model
     rows = []
     for batch in BATCHES:

@@ -31,7 +31,7 @@ from pathlib import Path
 import requests
 from PIL import Image
 
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 
 KEEPS = (1.0, 0.3)
 IMAGES = (1, 6)
@@ -102,7 +102,7 @@ def ask(url: str, body: dict[str, object], images: int, keep: float, number: int
 
 def bodies(images: int, count: int) -> list[dict[str, object]]:
     """So many requests, each about pictures of its own; every answer has eight tokens."""
-    tests = list(examples("test", images * count))
+    tests = list(samples("test", images * count))
     return [
         {
             "model": "embedded",

@@ -31,7 +31,7 @@ from gprune.families.architectures import architecture
 from gprune.families.tiling import Tiling, tiling
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 from gprune.scenes.model import load_embedded
 from gprune.spec import parse_pruner
 from gprune.tokens import View, VisualTokens
@@ -358,7 +358,7 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
 @pytest.mark.parametrize("name", BEFORE)
 def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float) -> None:
     model, processor = load_embedded()
-    pruner, picture = method_of(name, keep), next(examples("test", 1)).picture
+    pruner, picture = method_of(name, keep), next(samples("test", 1)).picture
     inputs = build_inputs(model, processor, [([picture], "what is it?")])
     text = int((inputs["input_ids"] != model.config.image_token_id).sum())
     counted, found = cost(model, [picture.size[::-1]], text, pruner), measure(model, inputs, pruner)

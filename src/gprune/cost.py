@@ -26,7 +26,7 @@ from .families.architectures import architecture
 from .families.table import FAMILIES
 from .families.tiling import tiling
 from .pruners import Method, Pruner, Unpruned
-from .tokens import Keep, check_keep, kept_count
+from .tokens import Keep, Mask, check_keep, kept_count
 
 COUNTABLE = [name for kind in ("whole", "any resolution") for name, row in FAMILIES.items() if row.tiling == kind]
 """Model types whose visual tokens follow from the size of an image."""
@@ -135,13 +135,16 @@ def countable(config: Any, method: Method = UNPRUNED) -> bool:
 
 
 @torch.no_grad()
-def measure(model: Any, inputs: Mapping[str, Any], method: Method = UNPRUNED) -> Cost:
+def measure(
+    model: Any, inputs: Mapping[str, Any], method: Method = UNPRUNED, masks: Sequence[Mask | None] = ()
+) -> Cost:
     """Cost of a prompt of any family that can be pruned, counted while the model answers it.
 
     Args:
         model: of transformers, with its weights; it generates two tokens, then one.
         inputs: of the model, a batch of one or more prompts with images, as the processor makes them.
         method: attached for the count.
+        masks: of each picture, in the order of the prompts, for a method that goes by them.
 
     Returns:
         Of the whole batch; `flops` has all up to the first new token as one part, "prompt"; `kept_tokens` is the
@@ -155,6 +158,7 @@ def measure(model: Any, inputs: Mapping[str, Any], method: Method = UNPRUNED) ->
     visual = int((ids == host.placeholder(model.config)).sum())
     flops, kv_bytes = [], 0
     with method.attach(model) as run:
+        run.masks = masks
         for count in (2, 1):
             with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 output = model.generate(

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .errors import BadValue
 from .pruners import Method, Unpruned, get_pruner
 from .tokens import Keep
 
@@ -20,14 +21,13 @@ def parse_keep(text: str) -> Keep:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Method:
+def parse_pruner(text: str, keep: Keep) -> Method:
     """A method with its settings: `name` or `name:setting=value:...`.
 
     Args:
         text: the name of a method, or "none" for the unpruned model, and settings that are literals, words, or for
             `mask` the path of a picture.
         keep: see `Pruner`.
-        masks_known: a method that needs a mask may come without: it gets one for each picture later.
 
     Raises:
         ValueError, TypeError: unknown method or setting, or a value that the method refuses.
@@ -35,13 +35,26 @@ def parse_pruner(text: str, keep: Keep, *, masks_known: bool = False) -> Method:
     name, *settings = text.split(":")
     kind: Any = Unpruned if name == Unpruned.name else get_pruner(name)
     known = [field.name for field in fields(kind) if field.name != "keep"]
-    values: dict[str, Any] = {"mask": [[True]]} if masks_known and "mask" in known else {}
+    values: dict[str, Any] = {}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in known or not value:
             raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
         values[key] = _mask(value) if key == "mask" else _literal(value)
     return kind(keep, **values)
+
+
+def check_has_mask(method: Method) -> None:
+    """Refuse a method that goes by a mask and has none, for pictures that come without.
+
+    Raises:
+        BadValue: it is such a method.
+    """
+    if "mask" in method.needs and getattr(method, "mask", None) is None:
+        raise BadValue(
+            f"{type(method).__name__} has no mask, and these pictures come without; give one for all, a picture that "
+            f"is black outside: {method.name}:mask=mask.png"
+        )
 
 
 def seeded(method: Method, seeds: int) -> list[Method]:

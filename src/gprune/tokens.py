@@ -17,6 +17,9 @@ from .errors import BadType, BadValue
 Keep = float | int
 """A ratio in (0, 1] as a float, or tokens per image as an int: `1.0` is every token, `1` is one token."""
 
+Mask = Any
+"""bool [height, width] of a whole picture, in any resolution: a tensor, a numpy array, nested lists."""
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -58,10 +61,12 @@ class VisualTokens:
         sizes: tokens per image, sum N; image i owns a contiguous block of rows, in order.
         signals: what else is known of the tokens, by name: [N, ...], a row for each.
         questions: floating [q, d] per image, the embeddings of the text of its prompt; empty when unknown.
+        masks: per image its mask, or None; empty when none has one.
 
     Raises:
         BadType: features are not floating point.
-        BadValue: features are not 2-D or have no width, or `sizes` does not add up to N.
+        BadValue: features are not 2-D or have no width, `sizes` does not add up to N, or there are masks, but not one
+            entry for each image.
     """
 
     features: Tensor
@@ -69,6 +74,7 @@ class VisualTokens:
     sizes: tuple[int, ...]
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     questions: tuple[Tensor, ...] = ()
+    masks: tuple[Mask | None, ...] = ()
 
     def __post_init__(self) -> None:
         _check_features(self.features)
@@ -76,6 +82,11 @@ class VisualTokens:
             raise BadValue(
                 f"sizes={self.sizes} adds up to {sum(self.sizes)} tokens but features has "
                 f"{self.features.shape[0]} rows; give the number of tokens of every image, fixed rows too"
+            )
+        if self.masks and len(self.masks) != len(self.sizes):
+            raise BadValue(
+                f"masks has {len(self.masks)} entries for {len(self.sizes)} images; give one for each of them, "
+                f"None where there is none"
             )
 
     @classmethod
@@ -98,7 +109,8 @@ class VisualTokens:
         sizes = tuple(size for tokens in images for size in tokens.sizes)
         signals = {name: torch.cat([tokens.signals[name] for tokens in images]) for name in images[0].signals}
         questions = tuple(question for tokens in images for question in tokens.questions)
-        return cls(torch.cat([tokens.features for tokens in images]), views, sizes, signals, questions)
+        masks = tuple(mask for tokens in images for mask in tokens.masks or (None,) * len(tokens.sizes))
+        return cls(torch.cat([tokens.features for tokens in images]), views, sizes, signals, questions, masks)
 
     @property
     def fixed(self) -> Tensor:

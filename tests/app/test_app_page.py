@@ -281,4 +281,4 @@ def test_the_package_gets_no_files(user: User) -> None:
     import gprune.app
 
     names = {path.name for path in Path(gprune.app.__path__[0]).iterdir() if path.suffix != ".py"}
-    assert names <= {"scenes.json", "__pycache__"}
+    assert names <= {"cells", "__pycache__"}

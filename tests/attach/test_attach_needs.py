@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from gprune import (
     VisionZip,
     ZeroTPrune,
 )
+from gprune.errors import BadValue
 from gprune.families.table import FAMILIES as TABLE
 
 STEPS = 9  # the prefill and 8 decode steps
@@ -166,12 +168,42 @@ def test_a_mask_for_each_picture() -> None:
     for image, (row, column) in enumerate([(0, 0), (0, 4), (4, 4)]):
         quarters[image, row : row + 4, column : column + 4] = True
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [10, 11, 14, 15]]
-    for mask in (list(quarters), quarters.numpy().__getitem__):
-        with Foreground(0.25, mask=mask)(model) as run:
+    with Foreground(0.25)(model) as run:
+        with pytest.raises(BadValue, match="Foreground has no mask of image 0"):
             model(**inputs)
-        assert [report.kept.tolist() for report in run.images] == expected
-    with Foreground(0.25, mask=list(quarters[:2]))(model), pytest.raises(ValueError, match=r"2 pictures .* has 3"):
-        model(**inputs)
+        for masks in (quarters, quarters.numpy(), quarters.tolist()):
+            run.masks = masks
+            model(**inputs)
+            assert [report.kept.tolist() for report in run.images] == expected
+            model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+            assert [report.kept.tolist() for report in run.images] == expected
+        run.masks = quarters[:2]
+        with pytest.raises(BadValue, match="masks has 2 entries for 3 images"):
+            model(**inputs)
+
+
+def test_masks_are_those_of_the_thread_that_gives_them() -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.model(), family.inputs()
+    top = torch.arange(4) < 2
+    masks = [top[:, None].expand(4, 4), ~top[:, None].expand(4, 4), top[None].expand(4, 4)]
+    barrier, kept = threading.Barrier(len(masks)), {}
+
+    with Foreground(0.5)(model) as run:
+
+        def asked(number: int) -> None:
+            run.masks = [masks[number]] * 3
+            barrier.wait()
+            with torch.no_grad():
+                model(**inputs)
+            kept[number] = [report.kept.tolist() for report in run.images]
+
+        threads = [threading.Thread(target=asked, args=(number,)) for number in range(len(masks))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert kept == {number: [mask.flatten().nonzero().squeeze(1).tolist()] * 3 for number, mask in enumerate(masks)}
 
 
 @pytest.mark.parametrize("name", ["internvl", "idefics3", "aria", "lfm2_vl"])

@@ -26,9 +26,9 @@ import requests  # noqa: E402
 
 from gprune import GPrune  # noqa: E402
 from gprune.batch.engine import Ask  # noqa: E402
-from gprune.evaluate.answers import Answer  # noqa: E402
+from gprune.evaluate.answers import Response  # noqa: E402
 from gprune.prompt import build_inputs  # noqa: E402
-from gprune.scenes.benchmark import examples  # noqa: E402
+from gprune.scenes.benchmark import samples  # noqa: E402
 from gprune.scenes.model import load_embedded  # noqa: E402
 
 __all__ = ["pa", "pd", "pq", "ray", "requests"]  # what comes with the extra: tests take it from here
@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 @cache
 def scenes(number: int) -> list[tuple[bytes, str]]:
     """Pictures as PNG, each with its question."""
-    return [(png(each.picture), each.question.question) for each in examples("test", number)]
+    return [(png(each.picture), each.question.question) for each in samples("test", number)]
 
 
 def png(picture: Image.Image) -> bytes:
@@ -81,7 +81,7 @@ def write_parquet(path: Path, rows: dict[str, Any], group: int = 10**6) -> Path:
 
 @torch.no_grad()
 def answer_one_by_one(asked: Sequence[tuple[bytes, str]], keep: float) -> list[tuple[str, int, float]]:
-    """Answer, and visual tokens before and after pruning, of pictures that can be read, by a plain loop."""
+    """Response, and visual tokens before and after pruning, of pictures that can be read, by a plain loop."""
     model, processor = load_embedded()
     answers = []
     with GPrune(keep)(model) as run:
@@ -117,7 +117,7 @@ class Stub:
             raise ValueError("the model\nis too large")
         batches = count()
 
-        def ask(asked: Sequence[tuple[Image.Image, str]]) -> list[Answer]:
+        def ask(asked: Sequence[tuple[Image.Image, str]]) -> list[Response]:
             if self.does == "fail":
                 raise RuntimeError("the GPU is lost")
             if self.does == "die":
@@ -126,7 +126,9 @@ class Stub:
                 warnings.warn("nearly all pairs are edges", stacklevel=1)
             if self.does.startswith("/") and (number := next(batches)) < 3:
                 meet(Path(self.does), number)
-            return [Answer(f"{picture.width}x{picture.height} {question} {os.getpid()}") for picture, question in asked]
+            return [
+                Response(f"{picture.width}x{picture.height} {question} {os.getpid()}") for picture, question in asked
+            ]
 
         return ask
 

@@ -13,7 +13,7 @@ from rayenv import meet, ray
 
 from gprune.batch import InProcess
 from gprune.batch.engine import Ask
-from gprune.evaluate.answers import Answer
+from gprune.evaluate.answers import Response
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Witnessed(InProcess):
     def start(self) -> Ask:
         stock, batches = super().start(), count()
 
-        def ask(asked: Sequence[tuple[Image.Image, str]]) -> list[Answer]:
+        def ask(asked: Sequence[tuple[Image.Image, str]]) -> list[Response]:
             if not next(batches):
                 meet(Path(self.folder), 0)
                 (Path(self.folder) / ray.get_runtime_context().get_node_id()).touch()

@@ -11,7 +11,7 @@ import torch
 from conftest import Run
 
 from gprune.cost import cost
-from gprune.evaluate.throughput_table import markdown
+from gprune.evaluate.throughput_table import speed_tables
 from gprune.families import architectures
 from gprune.families.architectures import architecture
 from gprune.scenes.model import build_config
@@ -48,7 +48,7 @@ def test_every_method_ratio_and_setting_on_the_embedded_model(run: Run) -> None:
     assert (about["model"], about["weights"], about["dtype"]) == ("embedded", "checkpoint", "float32")
     assert (about["parameters"], about["repeats"], about["torch"]) == (2_516_416, 1, torch.__version__)
     text = Path("speed.md").read_text()
-    assert text.startswith(markdown(result.rows))
+    assert text.startswith(speed_tables(result.rows))
     assert "embedded, 2,516,416 parameters (checkpoint weights), float32" in text
 
 
@@ -117,7 +117,7 @@ def test_wrong_input(
     run: Run, nothing_loads: None, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("gprune.evaluate.noise.build_model", lambda *_: pytest.fail("weights were drawn"))
+    monkeypatch.setattr("gprune.evaluate.noise.random_model", lambda *_: pytest.fail("weights were drawn"))
     result = run("bench", *arguments)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("gprune: ") and result.err.count("\n") == 1

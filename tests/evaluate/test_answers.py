@@ -8,9 +8,9 @@ import pytest
 from pictures import photo
 
 from gprune import FastV, GPrune, Unpruned
-from gprune.evaluate.answers import answer, cut, flops, generation_arguments, prepare
+from gprune.evaluate.answers import answer, flops, generation_arguments, prepare, until_stop
 from gprune.prompt import Chat, ask
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 from gprune.scenes.model import load_embedded
 
 SHORT = {"max_new_tokens": 8}
@@ -25,7 +25,7 @@ def embedded() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def chats() -> list[Chat]:
-    tests = list(examples("test", 4))
+    tests = list(samples("test", 4))
     pictures = [each.picture for each in tests]
     return [
         *(ask([each.picture], each.question.question) for each in tests),
@@ -86,7 +86,7 @@ def test_flops_are_the_mean(embedded: tuple[Any, Any], chats: list[Chat]) -> Non
     ],
 )
 def test_cut(text: str, until: str | list[str] | None, expected: str) -> None:
-    assert cut(text, until) == expected
+    assert until_stop(text, until) == expected
 
 
 @pytest.mark.parametrize(

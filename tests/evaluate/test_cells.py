@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune.evaluate.cells import Cell, Key, load, read_all, save, versions
+from gprune.evaluate.cells import Cell, Key, load_cell, read_cells, save, versions
 
 KEY = Key("embedded", "scenes", "gprune:init=ones", 0.3, None, 70)
 CELL = Cell(KEY, {"overall": 0.5, "text": 0.25}, 70, 283.0, 85.5, 1.0e9, 0.1, ["document 3: truncated"], {"torch": "2"})
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    assert load(KEY, tmp_path) is None
+    assert load_cell(KEY, tmp_path) is None
     save(CELL, tmp_path)
-    assert load(KEY, tmp_path) == CELL
-    assert read_all(tmp_path) == [CELL]
+    assert load_cell(KEY, tmp_path) == CELL
+    assert read_cells(tmp_path) == [CELL]
 
 
 @given(
@@ -46,7 +46,7 @@ def test_one_token_is_not_all_tokens() -> None:
 def test_another_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     save(CELL, tmp_path)
     with pytest.raises(ValueError, match="folder of its own"):
-        load(replace(KEY, model="another"), tmp_path)
+        load_cell(replace(KEY, model="another"), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"key": {}})])
@@ -54,7 +54,7 @@ def test_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     path = save(CELL, tmp_path)
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{path.name} is no measured cell"):
-        load(KEY, tmp_path)
+        load_cell(KEY, tmp_path)
 
 
 def test_versions_leave_out_what_is_not_installed() -> None:

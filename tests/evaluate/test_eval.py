@@ -16,7 +16,7 @@ import pytest
 from lmmsenv import OFFLINE, answers, photos_folder  # noqa: F401  (a fixture; skips without lmms-eval)
 
 from gprune.cli import main
-from gprune.evaluate.cells import Cell, read_all
+from gprune.evaluate.cells import Cell, read_cells
 
 ENVIRONMENT = {**os.environ, **OFFLINE}
 METHODS = ("--method", "gprune,random", "--keep", "0.5")
@@ -40,7 +40,7 @@ def without_time(folder: Path) -> list[Cell]:
     """The cells in a folder, without what differs from run to run."""
     return [
         replace(cell, seconds=0.0, versions={}, errors=[error.partition(" at 0x")[0] for error in cell.errors])
-        for cell in read_all(folder / "cells")
+        for cell in read_cells(folder / "cells")
     ]
 
 

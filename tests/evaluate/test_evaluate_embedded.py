@@ -6,8 +6,8 @@ import pytest
 
 from gprune import Random, Unpruned
 from gprune.evaluate.cells import Key, versions
-from gprune.evaluate.embedded import QUESTIONS, Embedded, pruner_of
-from gprune.scenes.benchmark import evaluate, examples
+from gprune.evaluate.embedded import Embedded, method_of
+from gprune.scenes.benchmark import FALSE_YES, QUESTIONS, batches, run_benchmark, samples
 from gprune.scenes.model import load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
 
@@ -20,8 +20,11 @@ def embedded() -> Embedded:
 def test_a_cell_is_what_the_benchmark_says(embedded: Embedded) -> None:
     key = Key("embedded", "scenes", "random", 0.1, 2, 14)
     cell = embedded.measure(key)
-    outcomes = evaluate(*load_embedded(), list(examples("test", 14)), Random(0.1, seed=2))
-    assert list(cell.scores) == ["overall", *CATEGORIES]
+    model, processor = load_embedded()
+    asked = batches(model, processor, list(samples("test", 14)), 32)
+    outcomes = run_benchmark(model, processor, asked, Random(0.1, seed=2))
+    assert list(cell.scores) == ["overall", *CATEGORIES, *([FALSE_YES] if FALSE_YES in cell.scores else [])]
+    assert cell.right == "".join("1" if outcome.right else "0" for outcome in outcomes)
     assert cell.scores["overall"] == sum(outcome.right for outcome in outcomes) / 14
     for i, category in enumerate(CATEGORIES):
         assert cell.scores[category] == (outcomes[i].right + outcomes[i + 7].right) / 2
@@ -46,16 +49,33 @@ def test_categories_without_a_question_are_left_out(embedded: Embedded) -> None:
 
 def test_all_questions_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    monkeypatch.setattr("gprune.evaluate.embedded.examples", lambda split, n: counts.append((split, n)) or [None] * n)
-    assert len(Embedded().tests(None)) == QUESTIONS == 700 and counts == [("test", 700)]
+
+    def stop(split: str, count: int) -> None:
+        counts.append((split, count))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gprune.evaluate.embedded.samples", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Embedded().measure(Key("embedded", "scenes"))
+    assert counts == [("test", QUESTIONS)] == [("test", 2100)]
+
+
+def test_prompts_are_made_once_and_progress_is_told() -> None:
+    seen: list[tuple[int, int]] = []
+    benchmark = Embedded(batch_size=2, answered=lambda done, total: seen.append((done, total)))
+    first, second = (
+        benchmark.measure(Key("embedded", "scenes", method, keep, limit=3))
+        for method, keep in (("none", 1.0), ("uniform", 0.3))
+    )
+    assert first.n == second.n == 3 and seen == 2 * [(1, 3), (2, 3), (3, 3)]
 
 
 def test_methods_of_keys() -> None:
-    assert pruner_of(Key("embedded", "scenes")) == Unpruned()
-    assert pruner_of(Key("embedded", "scenes", "random", 7, 5)) == Random(7, seed=5)
+    assert method_of(Key("embedded", "scenes")) == Unpruned()
+    assert method_of(Key("embedded", "scenes", "random", 7, 5)) == Random(7, seed=5)
 
 
 @pytest.mark.parametrize("key", [Key("embedded", "gqa"), Key("another", "scenes")])
 def test_other_models_and_tasks_are_refused(key: Key) -> None:
-    with pytest.raises(ValueError, match="not of the embedded model and benchmark"):
+    with pytest.raises(ValueError, match="is not of embedded on the embedded benchmark"):
         Embedded().measure(key)

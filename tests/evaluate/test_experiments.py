@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gprune.evaluate.experiments import Experiment, read, shipped
+from gprune.evaluate.experiment import Experiment, read, shipped
 
 GOOD = """
 title = "mine"

@@ -11,9 +11,8 @@ from photos.make import CORRUPT, TEXT_ONLY, TWO_IMAGES, documents
 
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.harness import Harness, Tasks
-from gprune.scenes.benchmark import evaluate, examples
+from gprune.scenes.benchmark import batches, run_benchmark, samples, scores
 from gprune.scenes.model import load_embedded
-from gprune.scenes.vocabulary import CATEGORIES
 from gprune.spec import parse_pruner
 
 LIMIT = 21
@@ -45,15 +44,11 @@ def logged(harness: Harness, cell: Cell) -> list[str]:
 def test_scenes_are_scored_as_by_the_benchmark(harness: Harness, method: str, keep: float, seed: int | None) -> None:
     cell = harness.measure(Key("embedded", "scenes", method, keep, seed, LIMIT))
     pruner = parse_pruner(method if seed is None else f"{method}:seed={seed}", keep)
-    tests = list(examples("test", LIMIT))
-    outcomes = evaluate(*load_embedded(), tests, pruner, batch_size=7)
+    tests = list(samples("test", LIMIT))
+    model, processor = load_embedded()
+    outcomes = run_benchmark(model, processor, batches(model, processor, tests, 7), pruner)
     assert logged(harness, cell) == [outcome.answer for outcome in outcomes]
-    expected = {
-        name: [outcome.right for outcome in outcomes if name in (outcome.category, "overall")]
-        for name in ("overall", *CATEGORIES)
-    }
-    assert list(cell.scores) == list(expected)
-    assert cell.scores == pytest.approx({name: sum(right) / len(right) for name, right in expected.items()})
+    assert cell.scores == pytest.approx(scores(outcomes)) and list(cell.scores) == list(scores(outcomes))
     assert cell.n == LIMIT and cell.errors == []
     assert cell.visual_tokens == pytest.approx(sum(outcome.visual_tokens for outcome in outcomes) / LIMIT)
     assert cell.kept_tokens == pytest.approx(sum(outcome.kept_tokens for outcome in outcomes) / LIMIT)

@@ -15,7 +15,6 @@ from lmmsenv import OFFLINE, answers, photos_folder  # noqa: F401  (a fixture; s
 from photos.make import CORRUPT, documents
 
 from gprune.evaluate import tasks
-from gprune.scenes.benchmark import examples
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_the_plain_command(tmp_path: Path) -> None:
     assert [each["text"] for each in costs["documents"]] == answers(samples)
     right = [
         each["text"] == example.question.answer
-        for each, example in zip(costs["documents"], examples("test", 7), strict=True)
+        for each, example in zip(costs["documents"], samples("test", 7), strict=True)
     ]
     assert json.loads(scores.read_text())["results"]["scenes"]["overall,none"] == pytest.approx(sum(right) / 7)
     assert costs["n"] == 7 and costs["flops"] > 0 and costs["seconds"] > 0 and costs["errors"] == []

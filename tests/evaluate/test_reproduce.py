@@ -21,11 +21,11 @@ from gprune import FastV, GPrune, ToMe
 from gprune.cli import main
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.embedded import Embedded
-from gprune.evaluate.reproduce import refusals
+from gprune.evaluate.reproduction import refusals
 from gprune.evaluate.runs import keys
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 from gprune.scenes.model import embedded_path, load_embedded
 
 
@@ -179,7 +179,7 @@ def test_refusals_are_those_of_the_loaded_model(embedded: tuple[Any, Any], keep:
     refused = refusals("embedded", wanted)
     for key in wanted[1:]:
         try:
-            pruner = PRUNERS[key.method](keep, **({"mask": [[True]]} if "place" in PRUNERS[key.method].needs else {}))
+            pruner = PRUNERS[key.method](keep)
             pruner.attach(embedded[0]).detach()
             assert key.name not in refused
         except ValueError as error:
@@ -273,7 +273,7 @@ def test_heatmaps_and_kept_patches(run: Run, embedded: tuple[Any, Any]) -> None:
 
 
 def _example(number: int) -> Any:
-    return list(examples("test", number + 1))[number]
+    return list(samples("test", number + 1))[number]
 
 
 def _report(embedded: tuple[Any, Any], example: Any, pruner: Any) -> Any:
@@ -289,7 +289,7 @@ def test_histogram_of_norms(run: Run, embedded: tuple[Any, Any]) -> None:
     data = json.loads(Path("reproduction/fig1b.json").read_text())
     model, processor = embedded
     norms, covered = [], []
-    for example in examples("test", 2):
+    for example in samples("test", 2):
         inputs = build_inputs(model, processor, [([example.picture], "hi")])
         with torch.no_grad():
             [features] = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output

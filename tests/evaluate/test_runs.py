@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gprune.evaluate.cells import Cell, Key
-from gprune.evaluate.runs import keys, run
+from gprune.evaluate.runs import keys, measure_cells
 
 
 def cell(key: Key) -> Cell:
@@ -51,9 +51,16 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
         return cell(key)
 
     with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path, measure)
+        measure_cells(wanted, tmp_path, measure)
     started: list[Key] = []
     finished: list[Cell] = []
-    cells = run(wanted, tmp_path, cell, started=started.append, finished=finished.append)
+    cells = measure_cells(wanted, tmp_path, cell, started=started.append, finished=finished.append)
     assert cells == finished == [cell(key) for key in wanted]
     assert started == wanted[2:]
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = keys("embedded", ["a"], ["gprune"], [0.5])
+    assert measure_cells(wanted, None, cell) == [cell(key) for key in wanted]
+    assert not list(tmp_path.iterdir())

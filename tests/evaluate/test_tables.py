@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gprune.evaluate.cells import Cell, Key
-from gprune.evaluate.tables import lines, markdown
+from gprune.evaluate.tables import difference, lines, markdown
 
 
 def cell(
@@ -73,6 +74,42 @@ def test_without_the_unpruned_model_nothing_is_relative() -> None:
 
 def test_an_unpruned_model_that_scores_nothing_is_no_reference() -> None:
     assert lines([cell("gqa", exact=0.0), cell("gqa", "gprune", 0.5, exact=0.5)])[1].relative is None
+
+
+def answered(right: str, method: str = "none", keep: float = 1.0, seed: int | None = None) -> Cell:
+    return replace(cell("scenes", method, keep, seed, overall=right.count("1") / len(right)), right=right)
+
+
+def test_a_difference_has_the_standard_error_of_the_pairs() -> None:
+    ours = [answered("1100", "random", 0.3, 0), answered("1010", "random", 0.3, 1)]
+    theirs = [answered("1111")]
+    mean, error = difference(ours, theirs) or (None, None)
+    gaps = np.array([0, -0.5, -0.5, -1])
+    assert mean == pytest.approx(gaps.mean()) and error == pytest.approx(gaps.std(ddof=1) / 2)
+    assert difference(theirs, ours) == pytest.approx((-gaps.mean(), error))
+    assert difference(ours, []) is None and difference(ours, [replace(theirs[0], right="")]) is None
+    with pytest.raises(ValueError):
+        difference(ours, [answered("111")])
+
+
+def test_differences_to_the_unpruned_model_or_to_a_method_at_the_same_ratio() -> None:
+    cells = [
+        answered("1111"),
+        answered("1110", "gprune", 0.5),
+        answered("0000", "gprune", 0.3),
+        answered("1000", "uniform", 0.3),
+    ]
+    column = ["—", "-25.0 ± 25.0", "-100.0 ± 0.0", "-75.0 ± 25.0"]
+    header, _, *body = rows(markdown(cells))
+    assert header[-3] == "− none" and [row[-3] for row in body] == column
+    header, _, *body = rows(markdown(cells, against="uniform"))
+    assert header[-3] == "− uniform" and [row[-3] for row in body] == ["—", "—", "-25.0 ± 25.0", "—"]
+    assert "− " not in markdown([replace(each, right="") for each in cells])
+
+
+def test_what_was_left_out_is_told() -> None:
+    assert markdown(PAPERLIKE, ["fastv: no"]).endswith("Left out:\n\n- fastv: no\n")
+    assert "Left out" not in markdown(PAPERLIKE)
 
 
 def test_flops_that_were_not_counted_are_a_dash() -> None:

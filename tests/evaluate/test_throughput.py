@@ -13,11 +13,11 @@ from gprune import FastV, GPrune, Random, Unpruned
 from gprune.cost import cost, measure
 from gprune.evaluate import throughput
 from gprune.evaluate.noise import process_prompts
-from gprune.evaluate.throughput import Lap, Setting, Speed, measure_speed
+from gprune.evaluate.throughput import Lap, Speed, Workload, measure_speed
 from gprune.scenes.model import load_embedded
 
 RUNS = [("none", Unpruned()), ("random", Random(keep=0.5)), ("gprune", GPrune(keep=0.3))]
-PHOTO = Setting(batch_size=2, image_size=(48, 64), text_tokens=12, new_tokens=3)
+PHOTO = Workload(batch_size=2, image_size=(48, 64), text_tokens=12, new_tokens=3)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def net() -> Any:
 
 @pytest.fixture
 def prompts(net: Any) -> Any:
-    def make(setting: Setting) -> Any:
+    def make(setting: Workload) -> Any:
         return process_prompts(*net, setting.image_size, setting.text_tokens, setting.batch_size)
 
     return make
@@ -47,7 +47,7 @@ def laps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def test_runs_take_turns(net: Any, prompts: Any, laps: list[Any]) -> None:
-    single = Setting(1, (48, 64), 12, 4)
+    single = Workload(1, (48, 64), 12, 4)
     seen: list[tuple[str, int]] = []
     speeds = measure_speed(
         net[0], prompts, RUNS, [PHOTO, single], 2, finished=lambda speed: seen.append((speed.method, len(speed.laps)))
@@ -131,12 +131,12 @@ def test_where_memory_runs_out_the_others_go_on(
 
 
 def test_prompts_too_large_for_memory(net: Any, prompts: Any, laps: list[Any]) -> None:
-    def make(setting: Setting) -> Any:
+    def make(setting: Workload) -> Any:
         if setting.batch_size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return prompts(setting)
 
-    small, seen = Setting(1, (48, 64), 12, 3), []
+    small, seen = Workload(1, (48, 64), 12, 3), []
     speeds = measure_speed(net[0], make, RUNS, [PHOTO, small], 1, finished=lambda speed: seen.append(speed.error))
     assert [speed.error for speed in speeds] == ["out of memory"] * 3 + [None] * 3
     assert seen == ["out of memory"] * 3 + [None] * 6

@@ -13,7 +13,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gprune import GPrune, Random
-from gprune.evaluate.noise import build_model, build_prompts, process_prompts
+from gprune.evaluate.noise import build_prompts, process_prompts, random_model
 from gprune.families.architectures import ARCHITECTURES, architecture
 from gprune.scenes.model import load_embedded
 
@@ -38,7 +38,7 @@ def shrunk(name: str) -> Any:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def net(request: pytest.FixtureRequest) -> Any:
-    return build_model(shrunk(request.param), torch.float32, "cpu")
+    return random_model(shrunk(request.param), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

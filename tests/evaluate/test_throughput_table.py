@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gprune.cost import Cost
-from gprune.evaluate.throughput import Lap, Setting, Speed
-from gprune.evaluate.throughput_table import COLUMNS, markdown, rows
+from gprune.evaluate.throughput import Lap, Speed, Workload
+from gprune.evaluate.throughput_table import HEADINGS, rows, speed_tables
 
-SETTING = Setting(batch_size=4, image_size=(480, 640), text_tokens=75, new_tokens=11)
+SETTING = Workload(batch_size=4, image_size=(480, 640), text_tokens=75, new_tokens=11)
 
 
 def counted(kept: int, flops: int) -> Cost:
@@ -90,12 +90,12 @@ def test_one_new_token_is_no_decoding() -> None:
 
 def test_table_per_setting() -> None:
     small = replace(SETTING, batch_size=1, image_size=(336, 672))
-    text = markdown(rows([FULL, PRUNED, FAILED, replace(FULL, setting=small)]))
+    text = speed_tables(rows([FULL, PRUNED, FAILED, replace(FULL, setting=small)]))
     first, second = text.split("Batch of ")[1:]
     assert first.startswith("4, image of 640x480, visual tokens: 1,000, other tokens: 75, new tokens: 11.")
     assert second.startswith("1, image of 672x336")
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in first.splitlines() if "|" in line]
-    assert lines[0] == list(COLUMNS) and {len(line) for line in lines} == {len(COLUMNS)}
+    assert lines[0] == list(HEADINGS) and {len(line) for line in lines} == {len(HEADINGS)}
     assert [" ".join(line) for line in lines[2:]] == [
         "none 1.0 1,000 1.00 (0.500–1.33) 1.00 1,500 (1,000–2,000) 1.00 20.0 (6.15–20.0) 1.00 9.00 2.00 8.00 100.0%",
         "gprune 0.3 300 4.00 (4.00–4.00) 4.00 375 (250–500) 4.00 64.0 (53.3–80.0) 3.20 — 2.00 2.00 25.0%",
@@ -108,12 +108,12 @@ def test_table_per_setting() -> None:
 )
 def test_three_digits_without_exponent(seconds: float, shown: str) -> None:
     speed = replace(PRUNED, laps=[Lap(seconds, 2 * seconds, None)])
-    assert f"| {shown} ({shown}–{shown}) |" in markdown(rows([speed]))
+    assert f"| {shown} ({shown}–{shown}) |" in speed_tables(rows([speed]))
 
 
 def test_the_docs_show_the_committed_results() -> None:
     root = Path(__file__).parents[2]
     recorded = json.loads((root / "benchmarks/results/throughput_cpu.json").read_text())["rows"]
     written = (root / "benchmarks/results/throughput_cpu.md").read_text()
-    assert written.startswith(markdown(recorded))
+    assert written.startswith(speed_tables(recorded))
     assert written in (root / "docs/throughput.md").read_text()

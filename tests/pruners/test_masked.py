@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from towered import features
 
 from gprune import Background, Foreground, View, VisualTokens
+from gprune.errors import BadValue
 from gprune.pruners.masked import coverage
 
 masks = st.integers(1, 9).flatmap(lambda h: st.integers(1, 9).flatmap(lambda w: arrays(bool, (h, w))))
@@ -78,19 +81,31 @@ def test_the_mask_is_stretched_over_every_view():
 
 @pytest.mark.parametrize("mask", [[[False, True], [True, False]], ~np.eye(2, dtype=bool), ~torch.eye(2).bool()])
 def test_kinds_of_masks(mask):
-    for kind in (mask, [mask], lambda number: mask):
-        assert Foreground(2, mask=kind).select(image(2, 2)).kept.tolist() == [1, 2]
+    assert Foreground(2, mask=mask).select(image(2, 2)).kept.tolist() == [1, 2]
+    tokens = replace(image(2, 2), masks=(mask,))
+    for method in (Foreground(2), Foreground(2, mask=~torch.as_tensor(mask))):  # the picture's own comes first
+        assert method.select(tokens).kept.tolist() == [1, 2]
+
+
+def test_every_picture_has_its_own_mask():
+    top = torch.tensor([[True, True], [False, False]])
+    masked = [replace(image(2, 2), masks=(mask,)) for mask in (top, ~top, None)]
+    kept = Foreground(2, mask=top.T).select(VisualTokens.cat([*masked, image(2, 2)])).kept
+    assert kept.tolist() == [0, 1, 6, 7, 8, 10, 12, 14]
+    with pytest.raises(BadValue, match="has no mask of image 2"):
+        Foreground(2).select(VisualTokens.cat(masked))
+    with pytest.raises(BadValue, match="masks has 2 entries for 1 images"):
+        replace(image(2, 2), masks=(top, top))
 
 
 @pytest.mark.parametrize("method", [Foreground, Background])
 def test_what_is_no_mask(method):
-    with pytest.raises(TypeError, match=f"{method.__name__} has no mask"):
-        method(0.5)
-    for mask in (torch.zeros(4, 4), torch.zeros(3, 4, 4).bool(), np.zeros((0, 4), bool)):
-        with pytest.raises(ValueError, match="accepted is bool"):
+    with pytest.raises(BadValue, match=f"{method.__name__} has no mask of image 0"):
+        method(0.5).select(image(2, 2))
+    wrong = (torch.zeros(4, 4), torch.zeros(3, 4, 4).bool(), np.zeros((0, 4), bool), [torch.ones(2, 2) > 0] * 2, "m")
+    for mask in wrong:
+        with pytest.raises(BadValue, match="accepted is bool"):
             method(0.5, mask=mask).select(image(2, 2))
-    with pytest.raises(ValueError, match="masks for 2 pictures but the call has 1"):
-        method(0.5, mask=[torch.ones(2, 2).bool()] * 2).select(image(2, 2))
 
 
 def test_tokens_without_a_place():

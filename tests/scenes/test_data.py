@@ -8,7 +8,7 @@ import torch
 
 from gprune.scenes.data import SceneBatches, patch_labels
 from gprune.scenes.model import PATCH, TILE, build_processor
-from gprune.scenes.scene import Item, Scene, render
+from gprune.scenes.scene import Scene, Thing, render
 from gprune.scenes.vocabulary import CANVASES, COLORS, SHAPES
 
 NAMES = list(COLORS)
@@ -32,7 +32,7 @@ def test_labelled_patches_have_the_colour_of_their_label(size: tuple[int, int]) 
         (width * 0.5, height * 0.75, width, height),
     ]
     items = tuple(
-        Item("shape", tuple(round(side) for side in box), shape="square", color=color)  # type: ignore[arg-type]
+        Thing("shape", tuple(round(side) for side in box), shape="square", color=color)  # type: ignore[arg-type]
         for box, color in zip(boxes, ("red", "blue", "yellow", "white"), strict=True)
     )
     pixels, labels = tiles(Scene(("test", 0), size, "wood", items))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
-from gprune import GPrune, Random
-from gprune.scenes.benchmark import Example, Outcome, evaluate, examples, mixed_inputs
+from gprune import GPrune, Method, Random, Unpruned
+from gprune.scenes.benchmark import Outcome, Sample, batches, mixed_inputs, run_benchmark, samples
 from gprune.scenes.model import build_config, embedded_path, load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
 
@@ -22,17 +22,24 @@ def embedded() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def tests() -> list[Example]:
-    return list(examples("test", 20 * len(CATEGORIES)))
+def tests() -> list[Sample]:
+    return list(samples("test", 20 * len(CATEGORIES)))
 
 
 @pytest.fixture(scope="module")
-def unpruned(embedded: tuple[Any, Any], tests: list[Example]) -> list[Outcome]:
-    return evaluate(*embedded, tests)
+def unpruned(embedded: tuple[Any, Any], tests: list[Sample]) -> list[Outcome]:
+    return answer_all(*embedded, tests)
+
+
+def answer_all(
+    model: Any, processor: Any, tests: list[Sample], method: Method | None = None, batch_size: int = 16
+) -> list[Outcome]:
+    asked = batches(model, processor, tests, batch_size)
+    return run_benchmark(model, processor, asked, method or Unpruned())
 
 
 def share(outcomes: list[Outcome], category: str | None = None) -> float:
-    part = [outcome.right for outcome in outcomes if category in (None, outcome.category)]
+    part = [outcome.right for outcome in outcomes if category in (None, outcome.sample.question.category)]
     return sum(part) / len(part)
 
 
@@ -66,17 +73,17 @@ def test_it_answers_questions_of_every_category(unpruned: list[Outcome]) -> None
 
 
 def test_text_suffers_from_dropping_at_random(
-    embedded: tuple[Any, Any], tests: list[Example], unpruned: list[Outcome]
+    embedded: tuple[Any, Any], tests: list[Sample], unpruned: list[Outcome]
 ) -> None:
     text = [example for example in tests if example.question.category == "text"]
-    pruned = evaluate(*embedded, text, Random(keep=0.1))
+    pruned = answer_all(*embedded, text, Random(keep=0.1))
     assert share(pruned) <= share(unpruned, "text") - 0.15
 
 
 def test_answers_with_every_token_kept_are_the_unpruned_ones(
-    embedded: tuple[Any, Any], tests: list[Example], unpruned: list[Outcome]
+    embedded: tuple[Any, Any], tests: list[Sample], unpruned: list[Outcome]
 ) -> None:
-    kept = evaluate(*embedded, tests[:35], GPrune(keep=1.0))
+    kept = answer_all(*embedded, tests[:35], GPrune(keep=1.0))
     assert [outcome.answer for outcome in kept] == [outcome.answer for outcome in unpruned[:35]]
     assert all(outcome.kept_tokens == outcome.visual_tokens for outcome in kept)
 
@@ -94,13 +101,13 @@ def test_a_padded_batch_is_answered_as_its_questions_alone_and_as_without_a_cach
         batch = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
         anew = model.generate(**inputs, **settings, use_cache=False)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(batch, anew)
-    sizes = {example.picture.size: example for example in examples("test", 4 * len(CATEGORIES))}
-    alone = evaluate(model, processor, list(sizes.values()), pruner, batch_size=1)
+    sizes = {example.picture.size: example for example in samples("test", 4 * len(CATEGORIES))}
+    alone = {each.sample.index: each.answer for each in answer_all(model, processor, list(sizes.values()), pruner, 1)}
     answers = [text.strip() for text in processor.batch_decode(batch, skip_special_tokens=True)]
-    assert answers == [outcome.answer for outcome in alone]
+    assert answers == [alone[example.index] for example in sizes.values()]
 
 
-def test_no_test_picture_is_a_training_picture(tests: list[Example]) -> None:
-    seen = {example.picture.tobytes() for example in examples("train", 200)}
-    seen |= {example.picture.tobytes() for example in examples("validation", 200)}
+def test_no_test_picture_is_a_training_picture(tests: list[Sample]) -> None:
+    seen = {example.picture.tobytes() for example in samples("train", 200)}
+    seen |= {example.picture.tobytes() for example in samples("validation", 200)}
     assert not seen & {example.picture.tobytes() for example in tests}

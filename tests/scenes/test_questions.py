@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 
 from gprune.scenes.model import UNK, build_tokenizer
-from gprune.scenes.questions import CAPTION_PROMPT, Question, caption, question_of, questions
-from gprune.scenes.scene import Item, Scene, make_scene, rng_of
+from gprune.scenes.questions import CAPTION_PROMPT, Question, caption_of, question_of, questions
+from gprune.scenes.scene import Scene, Thing, make_scene, rng_of
 from gprune.scenes.vocabulary import CATEGORIES, COLORS, SHAPES
 
 SCENES = [make_scene("train", index) for index in range(400)]
@@ -25,7 +25,7 @@ def only(values: list[str]) -> str:
     return values[0]
 
 
-def where(scene: Scene, item: Item) -> str:
+def where(scene: Scene, item: Thing) -> str:
     across = (item.box[0] + item.box[2]) / 2 / scene.size[0]
     down = (item.box[1] + item.box[3]) / 2 / scene.size[1]
     row = "top" if down < 0.36 else "bottom" if down > 0.64 else "middle"
@@ -119,7 +119,7 @@ def test_unknown_category_is_refused() -> None:
 
 def test_caption_tells_every_thing_once() -> None:
     for scene in SCENES:
-        told = caption(scene)
+        told = caption_of(scene)
         background, *parts = told.answer.split(", ")
         assert (told.question, background, len(parts)) == (CAPTION_PROMPT, scene.background, len(scene.items))
         for item, part in zip(scene.items, parts, strict=True):
@@ -133,7 +133,7 @@ def test_caption_tells_every_thing_once() -> None:
 
 def test_every_word_is_known_to_the_tokenizer() -> None:
     tokenizer = build_tokenizer()
-    texts = {text for s in SCENES for q in (*asked(s), caption(s)) for text in (q.question, q.answer)}
+    texts = {text for s in SCENES for q in (*asked(s), caption_of(s)) for text in (q.question, q.answer)}
     for text in texts:
         ids = tokenizer(text).input_ids
         assert UNK not in ids
@@ -142,7 +142,7 @@ def test_every_word_is_known_to_the_tokenizer() -> None:
 
 def test_words_of_questions_are_single_tokens() -> None:
     tokenizer = build_tokenizer()
-    for text in {q.question for s in SCENES for q in (*asked(s), caption(s))}:
+    for text in {q.question for s in SCENES for q in (*asked(s), caption_of(s))}:
         assert len(tokenizer(text).input_ids) == len(re.findall(r"\w+|[^\w\s]", text)), text
     for scene in SCENES:
         for question in asked(scene):

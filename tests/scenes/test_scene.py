@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from gprune.scenes.questions import caption, questions
-from gprune.scenes.scene import BAR_CLASS, MAX_BAR, Item, Scene, Split, make_scene, render, rng_of
+from gprune.scenes.questions import caption_of, questions
+from gprune.scenes.scene import BAR_CLASS, MAX_BAR, Scene, Split, Thing, make_scene, render, rng_of
 from gprune.scenes.vocabulary import (
     BACKGROUNDS,
     CANVAS_WEIGHTS,
@@ -40,7 +40,7 @@ def test_scenes_are_those_that_the_model_was_trained_on() -> None:
             scene = make_scene(split, index)
             boxes = [tuple(round(float(side), 3) for side in item.box) for item in scene.items]
             asked = [question.question for question in questions(scene, rng_of(split, index, stream=2))]
-            digest.update(repr((scene.size, boxes, caption(scene).answer, asked)).encode())
+            digest.update(repr((scene.size, boxes, caption_of(scene).answer, asked)).encode())
     assert digest.hexdigest() == "814c1bac5fac26e92431d411eff2101e9c6e4ba6feee143a6e6d27cc681f4051"
 
 
@@ -110,7 +110,7 @@ def test_canvases_are_drawn_as_often_as_their_weights_say() -> None:
 )
 def test_place_is_where_the_middle_of_an_item_is(center: tuple[int, int], expected: str) -> None:
     x, y = center
-    item = Item("shape", (x - 5, y - 5, x + 5, y + 5), shape="star", color="red")
+    item = Thing("shape", (x - 5, y - 5, x + 5, y + 5), shape="star", color="red")
     assert Scene(("test", 0), (128, 128), "sky", (item,)).place(item) == expected
 
 

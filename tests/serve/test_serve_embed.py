@@ -8,11 +8,11 @@ import torch
 from gprune import GPrune, Random, ToMe
 from gprune.prompt import build_inputs
 from gprune.pruners import Pruner
-from gprune.scenes.benchmark import examples
+from gprune.scenes.benchmark import samples
 from gprune.scenes.model import load_embedded
 from gprune.serve import embed
 
-PICTURES = [example.picture for example in examples("test", 4)]
+PICTURES = [example.picture for example in samples("test", 4)]
 
 
 @pytest.mark.parametrize("pruner", [GPrune(0.3), GPrune(40), Random(0.5, seed=3), GPrune(1.0)])

@@ -25,11 +25,11 @@ from PIL import Image
 
 from gprune import GPrune, Keep
 from gprune.prompt import build_inputs
-from gprune.scenes.benchmark import MAX_NEW_TOKENS, Example, examples
+from gprune.scenes.benchmark import LONGEST_ANSWER, Sample, samples
 from gprune.scenes.model import load_embedded
 
 DEFAULT = 0.3
-TESTS = list(examples("test", 42))
+TESTS = list(samples("test", 42))
 BUDGETS: tuple[Keep | None, ...] = (None, 0.5, 40, 1.0, 0.1, 1)
 SECONDS = 300
 
@@ -86,7 +86,7 @@ def post(url: str, images: Sequence[str], question: str, keep: Any = None, **oth
     body = {
         "model": "embedded",
         "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
-        "max_tokens": MAX_NEW_TOKENS,
+        "max_tokens": LONGEST_ANSWER,
         "temperature": 0,
         **({} if keep is None else {"mm_processor_kwargs": {"gprune_keep": keep}}),
         **others,
@@ -94,7 +94,7 @@ def post(url: str, images: Sequence[str], question: str, keep: Any = None, **oth
     return requests.post(f"{url}/v1/chat/completions", json=body, timeout=SECONDS)
 
 
-def asked(url: str, example: Example, keep: Keep | None) -> tuple[str, int]:
+def asked(url: str, example: Sample, keep: Keep | None) -> tuple[str, int]:
     """Answer and tokens of the prompt."""
     response = post(url, [data_url(example.picture)], example.question.question, keep)
     assert response.status_code == 200, response.text
@@ -102,12 +102,12 @@ def asked(url: str, example: Example, keep: Keep | None) -> tuple[str, int]:
     return body["choices"][0]["message"]["content"].strip(), body["usage"]["prompt_tokens"]
 
 
-def wanted(embedded: tuple[Any, Any], example: Example, pruner: GPrune) -> tuple[str, int, int, int]:
+def wanted(embedded: tuple[Any, Any], example: Sample, pruner: GPrune) -> tuple[str, int, int, int]:
     """Answer, tokens of the prompt, and visual tokens before and after, in this process."""
     model, processor = embedded
     inputs = build_inputs(model, processor, [([example.picture], example.question.question)])
     with pruner(model) as run:
-        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
     length, (report,) = inputs["input_ids"].shape[1], run.images
     answer = processor.decode(output[0, length:], skip_special_tokens=True).strip()
     return answer, length - report.n_before + report.n_after, report.n_before, report.n_after

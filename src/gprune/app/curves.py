@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from ..evaluate.cells import BASELINE, Cell, Key
+from ..evaluate.cells import BASELINE, Cell, read_cells
+from ..evaluate.experiment import Across
 from ..evaluate.figures import Point, points
-from ..evaluate.tables import SCENES
-from ..models import EMBEDDED
+from ..scenes.vocabulary import CATEGORIES
 
 OVERALL = "overall"
-Across = Literal["keep", "flops"]
 AXES: dict[Across, str] = {"keep": "tokens kept (%)", "flops": "GFLOPs up to the first word"}
 ACCURACY = "accuracy (%)"
 
@@ -25,25 +24,14 @@ def measured() -> list[Cell]:
     """The cells of the committed results, the table of the README.
 
     Raises:
-        FileNotFoundError: the installation lacks them.
+        ValueError: one is damaged.
     """
-    text = (files("gprune.app") / "scenes.json").read_text()
-    groups: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
-    for row in json.loads(text):
-        groups.setdefault((row["method"], str(row["keep"]), row["seed"]), []).append(row)
-    return [_cell(rows) for rows in groups.values()]
-
-
-def _cell(rows: Sequence[dict[str, Any]]) -> Cell:
-    whole = next(row for row in rows if row["category"] == OVERALL)
-    key = Key(EMBEDDED, SCENES, whole["method"], whole["keep"], whole["seed"])
-    scores = {row["category"]: row["accuracy"] for row in rows}
-    return Cell(key, scores, whole["n"], whole["visual_tokens"], whole["kept_tokens"], whole["flops"], whole["seconds"])
+    return read_cells(Path(str(files("gprune.app") / "cells")))
 
 
 def categories() -> list[str]:
     """What was measured apart: all questions first, then each category."""
-    return [OVERALL, *(name for name in measured()[0].scores if name != OVERALL)]
+    return [OVERALL, *CATEGORIES]
 
 
 def curve(methods: Sequence[str], category: str, across: Across) -> list[dict[str, Any]]:

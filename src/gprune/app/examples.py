@@ -7,7 +7,7 @@ from functools import cache
 
 from PIL import Image
 
-from ..scenes.benchmark import examples as scenes
+from ..scenes.benchmark import samples
 from ..scenes.vocabulary import CATEGORIES
 
 PHOTOS = ("astronaut", "coffee", "chelsea")
@@ -34,7 +34,7 @@ def examples() -> list[Example]:
             each.question.question,
             f"gprune scenes --sample {count} -o scenes",
         )
-        for each in scenes("test", count)
+        for each in samples("test", count)
     ]
     try:
         import skimage.data as photos

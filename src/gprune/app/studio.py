@@ -225,7 +225,7 @@ class Studio:
     def _goes_on(self, name: str) -> bool:
         kind = PRUNERS[name.split(":")[0]]
         # Those that need to know a token's place need a mask of the picture.
-        return "place" not in kind.needs and refusal(parse_pruner(name, 1.0), self.model) is None
+        return "mask" not in kind.needs and refusal(parse_pruner(name, 1.0), self.model) is None
 
     def _inputs(self, subject: Subject, question: str) -> Any:
         return build_inputs(self.model, self.processor, [([subject.picture], question)])

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
+from ..host import Modality
 from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, check_unpacked
-from .choosing import Prompt, choose, gather
+from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import Columns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
 from .encoding import EncoderOutputs, encode, is_cut, keep_rows
@@ -61,9 +62,12 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     call = own_types(given)
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
-    gathered = {name: gather(run.selector, run.family, model, name, outputs[name], prompt) for name in carried}
-    outputs.chosen = chosen = {name: choose(run.selector, tokens) for name, tokens in gathered.items()}
-    outputs.run, outputs.conversation = run, Conversation(Lease(run))
+    chosen: dict[Modality, BatchSelection] = {}
+    for modality in carried:
+        masks = run.masks if modality == "image" else ()
+        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt, masks)
+        chosen[modality] = choose(run.selector, gathered)
+    outputs.chosen, outputs.run, outputs.conversation = chosen, run, Conversation(Lease(run))
     run.report(chosen)
     if untouched and all(batch.everything for batch in chosen.values()):
         return _handed_over(given, outputs)

@@ -17,7 +17,7 @@ from ..families.tiles import grouped, spans_of
 from ..families.views import Item, Views
 from ..host import PIXELS, Modality
 from ..pruners.base import Method, Pruner, Selection
-from ..tokens import View, VisualTokens
+from ..tokens import Mask, View, VisualTokens
 from .encoding import Encoding, encoding_of, prompt_order
 from .support import fields_of
 from .tower_reading import reader
@@ -117,17 +117,25 @@ class Gathered:
 
 @torch.no_grad()
 def gather(
-    selector: Pruner, family: Family, model: PreTrainedModel, modality: Modality, output: ModelOutput, prompt: Prompt
+    selector: Pruner,
+    family: Family,
+    model: PreTrainedModel,
+    modality: Modality,
+    output: ModelOutput,
+    prompt: Prompt,
+    masks: Sequence[Mask | None] = (),
 ) -> Gathered:
     """The visual tokens of all images, or all videos, of a call, as `selector` would be given them.
 
     Args:
         output: of the encoder; images that `generate()` repeated for beams are gathered once.
         prompt: where they go.
+        masks: of the images, in the order of the prompts.
 
     Raises:
-        ValueError: there are more or fewer placeholders than visual tokens; features are not laid out as the model's
-            family does; they were made elsewhere, and the method needs to know what their encoder saw.
+        ValueError: there are more or fewer placeholders than visual tokens, or masks than images; features are not laid
+            out as the model's family does; they were made elsewhere, and the method needs to know what their encoder
+            saw.
         UnsupportedModel: the output lacks a field that gprune relies on.
     """
     host.check_encoded(output, modality, fields_of(model, family))
@@ -148,7 +156,7 @@ def gather(
     views = family.video if modality == "video" else family.views
     assert views is not None
     images = {_key(group): group for group in groups}
-    tokens = VisualTokens.cat([_image(group, views) for group in images.values()])
+    tokens = replace(VisualTokens.cat([_image(group, views) for group in images.values()]), masks=tuple(masks))
     if asks:
         rows = {_key([items[i] for i in group]): spans[group[0]][0] for group in indices}
         tokens = replace(tokens, questions=tuple(_question(model, prompt, rows[key]) for key in images))
@@ -206,7 +214,7 @@ def _only(tokens: VisualTokens, shown: Tensor) -> VisualTokens:
         views.append(View(places[rows], view.grid if len(rows) == len(view) else None, view.image))
     sizes = tuple(int(part.sum()) for part in shown.split(tokens.sizes))
     signals = {name: values[shown] for name, values in tokens.signals.items()}
-    return VisualTokens(tokens.features[shown], tuple(views), sizes, signals, tokens.questions)
+    return replace(tokens, features=tokens.features[shown], views=tuple(views), sizes=sizes, signals=signals)
 
 
 def _over_all(selection: Selection, shown: Tensor) -> Selection:

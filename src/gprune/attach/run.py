@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import GpruneError
 from ..host import Modality
 from ..pruners.base import Method
+from ..tokens import Mask
 from .choosing import BatchSelection, selector_of
 from .hooks import own_run, put_on, take_off
 from .llm import check_decoder, decoder_pruner
@@ -91,6 +92,7 @@ class Run:
         self.hooks: Hooks | None = None
         self._outer = own_run(model)
         self._reports: dict[Modality, _PerThread] = {"image": _PerThread(), "video": _PerThread()}
+        self._masks = _PerThread()
         if method.acts != "nowhere":
             self.selector = selector_of(method)
             self.family = family_of(model)
@@ -113,6 +115,18 @@ class Run:
     def videos(self) -> list[ImageReport]:
         """The same of videos, whose views are their frames."""
         return self._reports["video"].read()
+
+    @property
+    def masks(self) -> Sequence[Mask | None]:
+        """Of each image of this thread's next calls, in prompt order, beams once; empty, as at first, for none.
+
+        In a thread that gave none, those that any thread gave last.
+        """
+        return self._masks.read()
+
+    @masks.setter
+    def masks(self, masks: Sequence[Mask | None]) -> None:
+        self._masks.write(list(masks))
 
     @property
     def groups(self) -> list[str]:
@@ -158,20 +172,20 @@ class Run:
 
 
 class _PerThread:
-    """What each thread's last call kept, and that of the last call of all, made into reports when they are read."""
+    """What each thread wrote last, and the last of all; a selection is made into reports when it is read."""
 
     def __init__(self) -> None:
-        self._last: dict[int, BatchSelection | list[ImageReport]] = {}
+        self._last: dict[int, BatchSelection | list[Any]] = {}
         self._latest: int | None = None
 
-    def write(self, batch: BatchSelection) -> None:
+    def write(self, value: BatchSelection | list[Any]) -> None:
         self._latest = threading.get_ident()
-        self._last[self._latest] = batch
+        self._last[self._latest] = value
         if len(self._last) > threading.active_count():
             alive = {thread.ident for thread in threading.enumerate()} | {self._latest}
             self._last = {thread: last for thread, last in self._last.items() if thread in alive}
 
-    def read(self) -> list[ImageReport]:
+    def read(self) -> list[Any]:
         own = threading.get_ident()
         thread = own if own in self._last or self._latest is None else self._latest
         last = self._last.get(thread)

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 from PIL import Image
 
-from ..evaluate.answers import Answer, describe
+from ..evaluate.answers import Response, describe
 from ..images import UnreadableImage
 from .pictures import open_picture
 
-Ask = Callable[[Sequence[tuple[Image.Image, str]]], list[Answer]]
-"""Pictures, each with its question, to answers. `Answer.error` says why there is none; `visual_tokens` 0 is unknown."""
+Ask = Callable[[Sequence[tuple[Image.Image, str]]], list[Response]]
+"""Pictures, each with its question, to answers; `error` says why there is none, and 0 `visual_tokens` are unknown."""
 
 ANSWERED = pa.schema(
     {
@@ -66,9 +66,9 @@ class Worker:
             self._failure = describe(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Answer rows of the schema `READ`, as a table of the schema `SENT`."""
+        """Response rows of the schema `READ`, as a table of the schema `SENT`."""
         given = rows.to_pylist()
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Response] = {}
         if self._failure is None:
             with warnings.catch_warnings(record=True) as warned:
                 try:
@@ -81,24 +81,24 @@ class Worker:
         done[0]["warning"] = "\n".join(str(each.message) for each in warned) or None
         return pa.Table.from_pylist(done, schema=SENT)
 
-    def _answer(self, rows: list[dict[str, Any]]) -> dict[int, Answer]:
+    def _answer(self, rows: list[dict[str, Any]]) -> dict[int, Response]:
         """The answer to each row, by its number."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Response] = {}
         asked: dict[int, tuple[Image.Image, str]] = {}
         for i, row in enumerate(rows):
             if row["error"]:
-                answers[i] = Answer(error=row["error"])
+                answers[i] = Response(error=row["error"])
                 continue
             try:
                 asked[i] = open_picture(row["picture"]), row["question"]
             except UnreadableImage as error:
-                answers[i] = Answer(error=str(error))
+                answers[i] = Response(error=str(error))
         if asked:
             answers.update(zip(asked, self._ask(list(asked.values())), strict=True))
         return answers
 
 
-def _row(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
+def _row(row: dict[str, Any], answer: Response) -> dict[str, Any]:
     given = answer.error is None
     return {
         "id": row["id"],

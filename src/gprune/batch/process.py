@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from ..attach import Run
-from ..evaluate.answers import Answer, answer, describe, prepare
+from ..evaluate.answers import Response, answer, describe, prepare
 from ..families.table import unsupported
 from ..models import EMBEDDED, UnusableModel, load, read_config
 from ..prompt import Chat, ask
-from ..spec import parse_pruner
+from ..spec import check_has_mask, parse_pruner
 from ..tokens import Keep
 from .engine import Ask
 
@@ -50,7 +50,7 @@ class InProcess:
 
     def check(self) -> None:
         """Raise ValueError or TypeError for an unknown method, budget, checkpoint or family; nothing is loaded."""
-        parse_pruner(self.method, self.keep)
+        check_has_mask(parse_pruner(self.method, self.keep))
         config = read_config(self.model)
         if reason := unsupported(config):
             raise UnusableModel(f"model {self.model} of type {config.model_type!r} cannot be pruned: {reason}")
@@ -65,18 +65,18 @@ class InProcess:
 
 def _answer(
     model: Any, processor: Any, run: Run, max_new_tokens: int, asked: Sequence[tuple[Image.Image, str]]
-) -> list[Answer]:
+) -> list[Response]:
     chats = [ask([picture], question) for picture, question in asked]
     return _answer_chats(model, processor, run, {"max_new_tokens": max_new_tokens}, chats)
 
 
-def _answer_chats(model: Any, processor: Any, run: Run, given: dict[str, Any], chats: list[Chat]) -> list[Answer]:
-    """Answer a batch; if that fails, one by one, and what fails alone is an error."""
+def _answer_chats(model: Any, processor: Any, run: Run, given: dict[str, Any], chats: list[Chat]) -> list[Response]:
+    """Response a batch; if that fails, one by one, and what fails alone is an error."""
     try:
         return answer(model, processor, run, chats, given)
     except torch.AcceleratorError:
         raise  # after it, nothing that this process asks of the GPU is answered
     except Exception as error:
         if len(chats) == 1:
-            return [Answer(error=describe(error))]
+            return [Response(error=describe(error))]
     return [each for chat in chats for each in _answer_chats(model, processor, run, given, [chat])]

@@ -16,7 +16,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from ..evaluate.answers import Answer
+from ..evaluate.answers import Response
 from ..serve.settings import KEEP
 from ..tokens import Keep, check_keep
 from .engine import Ask
@@ -95,11 +95,11 @@ class Server:
         session.mount("https://", HTTPAdapter(max_retries=retry, pool_maxsize=64))
         return partial(self._answer, session)
 
-    def _answer(self, session: requests.Session, asked: Sequence[tuple[Image.Image, str]]) -> list[Answer]:
+    def _answer(self, session: requests.Session, asked: Sequence[tuple[Image.Image, str]]) -> list[Response]:
         with ThreadPoolExecutor(len(asked)) as threads:
             return list(threads.map(partial(self._answer_one, session), asked))
 
-    def _answer_one(self, session: requests.Session, asked: tuple[Image.Image, str]) -> Answer:
+    def _answer_one(self, session: requests.Session, asked: tuple[Image.Image, str]) -> Response:
         picture, question = asked
         content = [
             {"type": "image_url", "image_url": {"url": _data_url(picture)}},
@@ -116,10 +116,10 @@ class Server:
         started = time.perf_counter()
         response = session.post(f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=TIMEOUT)
         if response.status_code in ABOUT_THE_ROW:
-            return Answer(error=f"the server says {response.status_code}: {' '.join(response.text.split())}")
+            return Response(error=f"the server says {response.status_code}: {' '.join(response.text.split())}")
         response.raise_for_status()
         text = response.json()["choices"][0]["message"]["content"] or ""
-        return Answer(text.strip(), seconds=time.perf_counter() - started)
+        return Response(text.strip(), seconds=time.perf_counter() - started)
 
 
 def _data_url(picture: Image.Image) -> str:

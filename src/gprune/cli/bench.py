@@ -27,7 +27,7 @@ from .options import (
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..evaluate.throughput import Prompts, Setting, Speed
+    from ..evaluate.throughput import Prompts, Speed, Workload
 
 ON_GPU, ON_CPU = "llava-next-8b", EMBEDDED
 """What is measured if nothing is said: the paper's architecture, or a model that two cores run in milliseconds."""
@@ -74,10 +74,10 @@ def bench(
     files = [] if output is None else output_files(output)
     import torch
 
-    from ..evaluate.throughput import Setting, measure_speed
+    from ..evaluate.throughput import Workload, measure_speed
 
     name = model or (ON_GPU if torch.cuda.is_available() else ON_CPU)
-    settings = [Setting(batch, size, text_tokens, new_tokens) for size in sizes for batch in batches]
+    settings = [Workload(batch, size, text_tokens, new_tokens) for size in sizes for batch in batches]
     net, prompts, weights = _subject(name, dtype, settings)
     if attention is not None:
         with checking_input():
@@ -93,7 +93,7 @@ def bench(
         speeds = measure_speed(net, prompts, runs, settings, repeats, finished=finished)
     from .. import host
     from ..evaluate.cells import versions
-    from ..evaluate.throughput_table import markdown, rows
+    from ..evaluate.throughput_table import rows, speed_tables
 
     table = rows(speeds)
     about = {
@@ -106,7 +106,7 @@ def bench(
         "repeats": repeats,
         **versions(),
     }
-    text = "\n".join([markdown(table), _notes(about, left_out)])
+    text = "\n".join([speed_tables(table), _notes(about, left_out)])
     content = json.dumps({"about": about, "left_out": left_out, "rows": table}, indent=1) + "\n"
     for file, each in zip(files, (content, text), strict=False):
         file.write_text(each)
@@ -117,8 +117,8 @@ def bench(
 
 
 def _subject(
-    name: str, dtype: str | None, settings: Sequence[Setting]
-) -> tuple[Any, Callable[[Setting], Prompts], str]:
+    name: str, dtype: str | None, settings: Sequence[Workload]
+) -> tuple[Any, Callable[[Workload], Prompts], str]:
     """A model, what makes prompts for it, and where its weights are from.
 
     Settings that it has no prompts for are refused, before random weights are drawn: billions take a while.
@@ -126,7 +126,7 @@ def _subject(
     import torch
     from transformers.utils import logging
 
-    from ..evaluate.noise import build_model, build_prompts, process_prompts
+    from ..evaluate.noise import build_prompts, process_prompts, random_model
     from ..families.architectures import ARCHITECTURES, architecture
 
     if name not in ARCHITECTURES:
@@ -135,7 +135,7 @@ def _subject(
         if dtype is not None:
             net = net.to(getattr(torch, dtype))
 
-        def processed(setting: Setting) -> Prompts:
+        def processed(setting: Workload) -> Prompts:
             return process_prompts(net, processor, setting.image_size, setting.text_tokens, setting.batch_size)
 
         _check(processed, settings)
@@ -146,17 +146,17 @@ def _subject(
     default = config.dtype if device.type == "cuda" else torch.float32
     kind = default if dtype is None else getattr(torch, dtype)
 
-    def built(setting: Setting) -> Prompts:
+    def built(setting: Workload) -> Prompts:
         prompts = build_prompts(config, setting.image_size, setting.text_tokens, setting.batch_size)
         return {
             each: tensor.to(device, kind if tensor.is_floating_point() else None) for each, tensor in prompts.items()
         }
 
     _check(built, settings)
-    return build_model(config, kind, device), built, "random"
+    return random_model(config, kind, device), built, "random"
 
 
-def _check(prompts: Callable[[Setting], Prompts], settings: Sequence[Setting]) -> None:
+def _check(prompts: Callable[[Workload], Prompts], settings: Sequence[Workload]) -> None:
     with checking_input():
         for setting in settings:
             prompts(replace(setting, batch_size=1))

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from .measuring import Bars, make_folder, possible_cells, say_left_out
 from .models import EMBEDDED
-from .options import Keeps, Methods, Model, WrongInput, checking_input, read_list, read_pruners
-from .progress import progress_bar
-
-if TYPE_CHECKING:
-    from ..evaluate.cells import Cell, Key
-    from ..evaluate.harness import Harness
+from .options import Keeps, Methods, Model, checking_input, read_list, read_pruners
 
 PAPER_TASKS = "gqa,vqav2_val,mme,pope,mmbench_en_dev_static,chartqa,docvqa_val,textvqa_val"
 """The eight of the paper's Table 1."""
@@ -57,7 +49,7 @@ def evaluate(
 
     names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
     with checking_input():
-        from ..evaluate.cells import load
+        from ..evaluate.cells import load_cell
         from ..evaluate.harness import Harness, Tasks, run_together
         from ..evaluate.runs import keys
         from ..evaluate.tables import markdown
@@ -67,11 +59,14 @@ def evaluate(
         found = Tasks(include_path or ())
         for task in listed:
             found.check(task, limit)
-    cells_folder = _make(output) / "cells"
+    cells_folder = make_folder(output) / "cells"
     with checking_input():
-        cells = [cell for key in wanted if (cell := load(key, cells_folder)) is not None]
+        cells = [cell for key in wanted if (cell := load_cell(key, cells_folder)) is not None]
+    from ..evaluate.processes import is_first
+
+    left_out: list[str] = []
     if len(cells) < len(wanted):
-        bars = Bars()
+        bars = Bars(disable=not is_first())
         with checking_input():
             harness = Harness(
                 model,
@@ -80,69 +75,11 @@ def evaluate(
                 tasks=found,
                 answered=bars.answered,
             )
-        wanted = _possible(harness, wanted)
+        wanted, left_out = possible_cells(wanted, harness.refusal)
+        say_left_out(left_out if is_first() else [])
         with bars.shown(len(wanted)):
             cells = run_together(harness, wanted, cells_folder, started=bars.started, finished=bars.finished)
-    from ..evaluate.processes import is_first
-
     if is_first():
-        table = markdown(cells)
+        table = markdown(cells, left_out)
         (output / "table.md").write_text(table)
         print(table, end="")
-
-
-def _make(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WrongInput(f"output {folder} cannot be made ({error}); give another name") from error
-    if not os.access(folder, os.W_OK):
-        raise WrongInput(f"output {folder} cannot be written; give another name")
-    return folder
-
-
-def _possible(harness: Harness, wanted: Sequence[Key]) -> list[Key]:
-    """Those that this model allows; of the others it is said why not, and it is an error if they are all."""
-    from ..evaluate.cells import BASELINE
-    from ..evaluate.processes import is_first
-
-    reasons: dict[tuple[str, str], str] = {}
-    possible = []
-    for key in wanted:
-        if reason := harness.refusal(key):
-            reasons[key.method, str(key.keep)] = f"{key.method}: {reason}"
-        else:
-            possible.append(key)
-    if reasons and all(key.method == BASELINE for key in possible):
-        raise WrongInput(next(iter(reasons.values())))
-    for reason in reasons.values() if is_first() else ():
-        print(f"gprune: left out, {reason}", file=sys.stderr)
-    return possible
-
-
-class Bars:
-    """How many cells are measured, and how many documents of the one at hand, on standard error."""
-
-    def __init__(self) -> None:
-        from ..evaluate.processes import is_first
-
-        # What is printed while a cell is measured is held back elsewhere.
-        self._progress = progress_bar(disable=not is_first(), redirect_stdout=False, redirect_stderr=False)
-        self._cells = self._progress.add_task("cells")
-        self._documents = self._progress.add_task("", visible=False)
-
-    @contextmanager
-    def shown(self, cells: int) -> Iterator[None]:
-        """Show them, of so many cells, until the block ends."""
-        self._progress.update(self._cells, total=cells)
-        with self._progress:
-            yield
-
-    def started(self, key: Key) -> None:
-        self._progress.reset(self._documents, description=key.name, total=None, visible=True)
-
-    def answered(self, done: int, total: int) -> None:
-        self._progress.update(self._documents, completed=done, total=total)
-
-    def finished(self, cell: Cell) -> None:
-        self._progress.advance(self._cells)

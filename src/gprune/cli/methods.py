@@ -26,7 +26,7 @@ def methods(as_json: AsJson = False) -> None:
             "source": _source(method),
             "families": families_of(method),
         }
-        for name, method in read_pruners("all", "0.3", masks_known=True)
+        for name, method in read_pruners("all", "0.3", masked=True)
     ]
     if as_json:
         print_json(rows)

@@ -56,26 +56,29 @@ def read_list(text: str, name: str, read: Callable[[str], T]) -> list[T]:
         raise WrongInput(f"--{name} {text}: {error}; give values separated by commas") from error
 
 
-def read_pruners(methods: str, keeps: str, *, masks_known: bool = False) -> list[tuple[str, Method]]:
+def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tuple[str, Method]]:
     """Every method at every budget, each with its name as it was given: `name` or `name:setting=value:...`.
 
     Args:
-        methods: "all" stands for every method, those that need a mask only if `masks_known`.
-        masks_known: a method that needs a mask may come without: it gets one for each picture later.
+        methods: "all" stands for every method, those that go by a mask only if `masked`.
+        masked: every picture comes with its mask; else a method that goes by one must have one.
     """
-    from ..spec import parse_keep, parse_pruner
+    from ..spec import check_has_mask, parse_keep, parse_pruner
 
     budgets = read_list(keeps, "keep", parse_keep)
     given = read_list(methods, "method", str)
     with checking_input():
-        names = [each for name in given for each in (_every_method(masks_known) if name == "all" else [name])]
-        return [(name, parse_pruner(name, keep, masks_known=masks_known)) for name in names for keep in budgets]
+        names = [each for name in given for each in (_every_method(masked) if name == "all" else [name])]
+        runs = [(name, parse_pruner(name, keep)) for name in names for keep in budgets]
+        for _, method in runs if not masked else ():
+            check_has_mask(method)
+        return runs
 
 
-def _every_method(masks_known: bool) -> list[str]:
+def _every_method(masked: bool) -> list[str]:
     from ..pruners import PRUNERS
 
-    return [name for name, kind in PRUNERS.items() if masks_known or "place" not in kind.needs]
+    return [name for name, kind in PRUNERS.items() if masked or "mask" not in kind.needs]
 
 
 def baseline() -> tuple[str, Method]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .measuring import make_folder, say_left_out
 from .models import EMBEDDED, load
 from .options import Model, WrongInput, checking_input, read_list
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Key
-    from ..evaluate.experiments import Experiment
-    from ..evaluate.experiments.vision import Gallery
-    from ..evaluate.reproduce import Setting
+    from ..evaluate.experiment import Experiment
+    from ..evaluate.reproduction import Setting
+    from ..evaluate.vision import Gallery
 
 
 def reproduce(
@@ -39,7 +39,7 @@ def reproduce(
         typer.Option(help="Instead of the experiment's. Comma-separated: 0.3 is a ratio, 100 a number of tokens."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Documents at once; left out: 16 of scenes, 1 of any other task.")
+        int | None, typer.Option(min=1, help="Documents at once; left out: 32 of scenes, 1 of any other task.")
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture for fig1b, fig5 and fig6; may be given several times.")
@@ -69,14 +69,14 @@ def reproduce(
         if any(each.kind != "table" for each in experiments):
             from ..evaluate import figures  # noqa: F401  its error names the extra where matplotlib is missing
     if drawn:
-        from ..evaluate.experiments.vision import Gallery
+        from ..evaluate.vision import Gallery
 
         with checking_input():
             gallery = Gallery(image or [], mask or [], scenes=model == EMBEDDED)
         drawn = _with_pictures(drawn, gallery, skip=names == ["all"])
     refused = _refused(model, wanted)
     _check_cells(wanted, output)
-    _make(output)
+    make_folder(output)
     # First what is drawn, so that its model is gone when another is loaded to measure.
     if drawn:
         _draw(drawn, setting, gallery, output)
@@ -85,7 +85,7 @@ def reproduce(
 
 
 def _list() -> None:
-    from ..evaluate.experiments import shipped
+    from ..evaluate.experiment import shipped
 
     for name, experiment in shipped().items():
         print(f"{name:8}{experiment.title}")
@@ -93,7 +93,7 @@ def _list() -> None:
 
 def _chosen(names: Sequence[str]) -> list[Experiment]:
     """The experiments of these names, each once."""
-    from ..evaluate.experiments import read, shipped
+    from ..evaluate.experiment import read, shipped
 
     known = shipped()
     found: dict[str, Experiment] = {}
@@ -111,7 +111,7 @@ def _chosen(names: Sequence[str]) -> list[Experiment]:
 
 
 def _setting(model: str, tasks: str | None, keep: str | None, limit: int | None) -> Setting:
-    from ..evaluate.reproduce import Setting
+    from ..evaluate.reproduction import Setting
     from ..spec import parse_keep
 
     chosen = () if tasks is None else tuple(read_list(tasks, "tasks", str))
@@ -130,14 +130,14 @@ def _with_pictures(drawn: Sequence[Experiment], gallery: Gallery, *, skip: bool)
         except ValueError as error:
             if not skip:
                 raise WrongInput(str(error)) from error
-            _left_out([str(error)])
+            say_left_out([str(error)])
     return there
 
 
 def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
     """The names of cells that the model does not allow, with the reason; an error if an experiment has no others."""
     from ..evaluate.cells import BASELINE
-    from ..evaluate.reproduce import refusals
+    from ..evaluate.reproduction import refusals
 
     if not wanted:
         return {}
@@ -147,37 +147,28 @@ def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
         pruned = [key for key in keys if key.method != BASELINE]
         if all(key.name in refused for key in pruned):
             raise WrongInput(refused[pruned[0].name])
-    _left_out(dict.fromkeys(refused.values()))
+    say_left_out(list(dict.fromkeys(refused.values())))
     return refused
-
-
-def _make(folder: Path) -> None:
-    try:
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WrongInput(f"output {folder} cannot be made a folder ({error}); give another name") from error
-    if not os.access(folder, os.W_OK):
-        raise WrongInput(f"output {folder} cannot be written to; give another name")
 
 
 def _check_cells(wanted: dict[str, list[Key]], output: Path) -> None:
     """Find damaged cells, and tasks that are unknown, before anything is measured."""
-    from ..evaluate.cells import load as load_cell
-    from ..evaluate.reproduce import check_tasks
+    from ..evaluate.cells import load_cell
+    from ..evaluate.reproduction import check_tasks
 
     with checking_input():
         check_tasks([key for keys in wanted.values() for key in keys if load_cell(key, output / "cells") is None])
 
 
 def _draw(drawn: Sequence[Experiment], setting: Setting, gallery: Gallery, output: Path) -> None:
-    from ..evaluate.experiments.vision import Vision
-    from ..evaluate.reproduce import write_drawn
+    from ..evaluate.reproduction import write_drawn
+    from ..evaluate.vision import Vision
 
     vision = Vision(*load(setting.model))
     for experiment in drawn:
         with checking_input():
             path, left_out = write_drawn(experiment, setting, vision, gallery, output)
-        _left_out(left_out)
+        say_left_out(left_out)
         print(f"wrote {path}", file=sys.stderr)
 
 
@@ -189,15 +180,15 @@ def _measure(
     batch_size: int | None,
     output: Path,
 ) -> None:
-    from ..evaluate.reproduce import measurer, write_measured
-    from ..evaluate.runs import run
+    from ..evaluate.reproduction import measurer, write_measured
+    from ..evaluate.runs import measure_cells
 
     possible = {name: [key for key in keys if key.name not in refused] for name, keys in wanted.items()}
     measure = measurer(batch_size)
     with progress_bar() as progress:
         bar = progress.add_task("", total=sum(map(len, possible.values())))
         for experiment in measured:
-            cells = run(
+            cells = measure_cells(
                 possible[experiment.name],
                 output / "cells",
                 measure,
@@ -207,8 +198,3 @@ def _measure(
             reasons = dict.fromkeys(refused[key.name] for key in wanted[experiment.name] if key.name in refused)
             path = write_measured(experiment, setting, cells, list(reasons), output)
             progress.console.print(f"wrote {path}", highlight=False)
-
-
-def _left_out(reasons: Iterable[str]) -> None:
-    for reason in reasons:
-        print(f"gprune: left out, {reason}", file=sys.stderr)

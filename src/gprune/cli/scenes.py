@@ -3,139 +3,96 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .models import EMBEDDED, load
-from .options import (
-    AsJson,
-    Keeps,
-    Methods,
-    Model,
-    WrongInput,
-    baseline,
-    output_files,
-    possible,
-    print_json,
-    read_pruners,
-)
-from .progress import progress_bar
+from .measuring import Bars, make_folder, possible_cells, say_left_out
+from .models import EMBEDDED
+from .options import Keeps, Methods, Model, WrongInput, checking_input, print_json, read_list, read_pruners
 
 
 def scenes(
     method: Methods = "gprune,random,uniform,l2norm",
     keep: Keeps = "0.5,0.3,0.1",
-    limit: Annotated[int, typer.Option(min=1, help="Questions; the seven categories take turns.")] = 700,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many first questions, all 2,100 if left out; the categories take turns."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of a method that draws at random.")] = 3,
+    against: Annotated[
+        str, typer.Option(help="The method that the others are compared with, question by question, at equal keep.")
+    ] = "none",
     model: Model = EMBEDDED,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Write so many test pictures and questions instead.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write OUTPUT.md and OUTPUT.json too; with --sample, the folder."),
+        typer.Option("-o", "--output", help="Folder of the results; what is finished there is not run again."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of cells, or of samples, and nothing else.")
+    ] = False,
 ) -> None:
     """Measure methods on the embedded benchmark: accuracy per category, beside the unpruned model.
+
+    Every method and ratio is a file in OUTPUT/cells; stopped and called again, it goes on with the next one.
 
     Example: `gprune scenes --method gprune,random --keep 0.5,0.3 --limit 140`
     """
     if sample is not None:
         return _write_sample(sample, output, as_json)
-    from ..spec import seeded
-
-    runs = [baseline()]
-    for name, given in read_pruners(method, keep, masks_known=True):
-        runs += [(name, each) for each in seeded(given, seeds)]
-    files = [] if output is None else output_files(output)
-    net, processor = load(model)
-    runs, impossible = possible(net, runs)
     from ..attach import verify
-    from ..scenes.benchmark import evaluate, examples, flops, mixed_inputs, rows
+    from ..evaluate.cells import BASELINE, load_cell
+    from ..evaluate.embedded import Embedded
+    from ..evaluate.runs import keys, measure_cells
+    from ..evaluate.tables import SCENES, markdown
+    from ..scenes.benchmark import mixed_inputs
+    from ..spec import parse_keep
 
+    names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep, masked=True)))
+    if against not in (BASELINE, *names):
+        raise WrongInput(f"--against {against}: it is not measured; give one of {', '.join((BASELINE, *names))}")
+    with checking_input():
+        wanted = keys(model, [SCENES], names, read_list(keep, "keep", parse_keep), seeds=seeds, limit=limit)
+    folder = None if output is None else make_folder(output) / "cells"
+    bars = Bars()
+    benchmark = Embedded(model, batch_size, bars.answered)
+    with checking_input():
+        if folder is not None:
+            for key in wanted:
+                load_cell(key, folder)
+        net, processor = benchmark.loaded
+    wanted, left_out = possible_cells(wanted, benchmark.refusal)
+    say_left_out(left_out)
     verify(net, mixed_inputs(net, processor))
-    tests = list(examples("test", limit))
-    table: list[dict[str, Any]] = []
-    with progress_bar() as progress:
-        task = progress.add_task("", total=len(runs) * len(tests))
-        for name, pruner in runs:
-            progress.update(task, description=f"{name} keep={pruner.keep}")
-            outcomes = evaluate(
-                net,
-                processor,
-                tests,
-                pruner,
-                batch_size=batch_size,
-                progress=lambda done: progress.advance(task, done),
-            )
-            spent = flops(net, processor, tests, pruner)
-            table += rows(name, pruner.keep, getattr(pruner, "seed", None), outcomes, spent)
-    text = markdown(table, impossible)
-    for file, content in zip(files, (json.dumps(table, indent=1) + "\n", text), strict=False):
-        file.write_text(content)
+    with bars.shown(len(wanted)):
+        cells = measure_cells(wanted, folder, benchmark.measure, started=bars.started, finished=bars.finished)
+    table = markdown(cells, left_out, against)
+    if output is not None:
+        (output / "table.md").write_text(table)
     if as_json:
-        print_json(table)
+        print_json([asdict(cell) for cell in cells])
     else:
-        print(text, end="")
-
-
-def markdown(table: list[dict[str, Any]], impossible: Sequence[str] = ()) -> str:
-    """One line per method and ratio: accuracy in percent per category, mean ± standard deviation over seeds.
-
-    Args:
-        impossible: what could not be run, each with the reason.
-    """
-    categories = list(dict.fromkeys(row["category"] for row in table))
-    lines = [
-        "| method | keep | tokens | " + " | ".join(categories) + " | MFLOPs | seconds |",
-        "|---|---|---|" + "---|" * (len(categories) + 2),
-    ]
-    # As text: 1 is one token and 1.0 is all of them, yet they are equal.
-    for method, keep in dict.fromkeys((row["method"], str(row["keep"])) for row in table):
-        part = [row for row in table if (row["method"], str(row["keep"])) == (method, keep)]
-        cells = [_accuracy([row["accuracy"] for row in part if row["category"] == name]) for name in categories]
-        whole = [row for row in part if row["category"] == "overall"]
-        kept, spent, seconds = (
-            statistics.fmean(row[name] for row in whole) for name in ("kept_tokens", "flops", "seconds")
-        )
-        lines.append(f"| {method} | {keep} | {kept:.0f} | {' | '.join(cells)} | {spent / 1e6:,.0f} | {seconds:.3f} |")
-    overall = [row for row in table if row["category"] == "overall"]
-    notes = [
-        f"{overall[0]['n']} test questions; {overall[0]['visual_tokens']:.0f} visual tokens per picture on average. "
-        "FLOPs per picture up to the first token of the answer; seconds per answer, on the machine at hand."
-    ]
-    shares = {row["method"]: row["edge_share"] for row in overall if row["edge_share"] is not None}
-    notes += [f"Graph of {name}: {share:.0%} of all pairs of tokens are edges." for name, share in shares.items()]
-    left_out = ["", *(f"Left out, {reason}." for reason in impossible)] if impossible else []
-    return "\n".join([*lines, "", " ".join(notes), *left_out, ""])
-
-
-def _accuracy(values: list[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+        print(table, end="")
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:
-    from ..scenes.benchmark import examples
+    from ..scenes.benchmark import samples
 
     if folder is None:
         raise WrongInput("--sample needs a folder for its pictures; add -o FOLDER")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WrongInput(f"--sample cannot make the folder {folder} ({error}); give another name after -o") from error
+    make_folder(folder)
     asked = []
-    for example in examples("test", count):
-        name = f"{example.index:03d}.png"
-        example.picture.save(folder / name)
-        asked.append({"picture": name, **vars(example.question)})
+    for each in samples("test", count):
+        name = f"{each.index:03d}.png"
+        each.picture.save(folder / name)
+        asked.append({"picture": name, **vars(each.question)})
     (folder / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")
     if as_json:
         print_json(asked)

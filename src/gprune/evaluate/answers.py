@@ -14,12 +14,12 @@ from ..attach import Run
 from ..cost import measure
 from ..prompt import Chat, build_chat_inputs
 
-MAX_NEW_TOKENS = 1024
+DEFAULT_NEW_TOKENS = 1024
 """Of an answer, where the task does not say."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What a model made of one conversation.
 
     Args:
@@ -37,8 +37,8 @@ class Answer:
     error: str | None = None
 
 
-def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: Mapping[str, Any]) -> list[Answer]:
-    """Answer a batch of conversations.
+def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: Mapping[str, Any]) -> list[Response]:
+    """Response a batch of conversations.
 
     Args:
         model: any supported model.
@@ -55,10 +55,10 @@ def answer(model: Any, processor: Any, run: Run, chats: Sequence[Chat], given: M
         inputs = build_chat_inputs(model, processor, chats)
     except Exception as error:  # what a processor raises for a prompt that it cannot read depends on its version
         if len(chats) == 1:
-            return [Answer(error=describe(error))]
+            return [Response(error=describe(error))]
         return [each for chat in chats for each in answer(model, processor, run, [chat], given)]
     return [
-        Answer(cut(each.text, given.get("until")), each.visual_tokens, each.kept_tokens, each.seconds)
+        Response(until_stop(each.text, given.get("until")), each.visual_tokens, each.kept_tokens, each.seconds)
         for each in reply(run, processor, inputs, **generation_arguments(given))
     ]
 
@@ -81,7 +81,7 @@ def generation_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `given` that `generate()` knows, greedy unless there is a temperature."""
     known = vars(GenerationConfig())
     arguments = {name: value for name, value in given.items() if name in known and value is not None}
-    arguments.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    arguments.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
     sample = bool(arguments.get("temperature")) and arguments.get("do_sample", True)
     if not sample:
         for name in ("temperature", "top_p", "top_k"):
@@ -89,7 +89,7 @@ def generation_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "do_sample": sample}
 
 
-def cut(text: str, until: str | Sequence[str] | None) -> str:
+def until_stop(text: str, until: str | Sequence[str] | None) -> str:
     """An answer up to the first of the strings `until`, without blanks around it."""
     stops = [until] if isinstance(until, str) else [stop for stop in until or () if stop]
     # Blanks before an answer are no part of it: a line feed there does not end it.

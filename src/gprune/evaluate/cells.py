@@ -60,6 +60,7 @@ class Cell:
         flops: floating-point operations per document up to the first new token; None where not counted.
         seconds: per document, whole answers.
         versions: of the packages that matter, Python, and the machine's processor.
+        right: of each document in its order "1" if the answer is right, else "0"; empty where a task does not say.
     """
 
     key: Key
@@ -71,6 +72,7 @@ class Cell:
     seconds: float
     errors: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    right: str = ""
 
 
 def save(cell: Cell, folder: Path) -> Path:
@@ -83,7 +85,7 @@ def save(cell: Cell, folder: Path) -> Path:
     return path
 
 
-def load(key: Key, folder: Path) -> Cell | None:
+def load_cell(key: Key, folder: Path) -> Cell | None:
     """The cell with this key, if it was finished in `folder`.
 
     Raises:
@@ -92,13 +94,13 @@ def load(key: Key, folder: Path) -> Cell | None:
     path = folder / f"{key.name}.json"
     if not path.exists():
         return None
-    cell = read(path)
+    cell = read_cell(path)
     if cell.key != key or type(cell.key.keep) is not type(key.keep):
         raise ValueError(f"{path} holds {cell.key}, wanted was {key}; give the run a folder of its own")
     return cell
 
 
-def read(path: Path) -> Cell:
+def read_cell(path: Path) -> Cell:
     """The cell in a file.
 
     Raises:
@@ -113,9 +115,9 @@ def read(path: Path) -> Cell:
         raise ValueError(f"{path} is no measured cell ({error}); delete it, and the run measures it anew") from error
 
 
-def read_all(folder: Path) -> list[Cell]:
+def read_cells(folder: Path) -> list[Cell]:
     """Every cell in a folder, by name of file."""
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    return [read_cell(path) for path in sorted(folder.glob("*.json"))]
 
 
 def versions(packages: Iterable[str] = ("gprune", "torch", "transformers", "lmms-eval")) -> dict[str, str]:

@@ -1,45 +1,48 @@
-"""Cells of the embedded model on the embedded benchmark, measured in this process."""
+"""Cells of the embedded benchmark, measured in this process."""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from ..models import EMBEDDED, load
 from ..pruners import Method
-from ..scenes.benchmark import Example, Outcome, evaluate, examples, flops
-from ..scenes.vocabulary import CATEGORIES
+from ..scenes.benchmark import QUESTIONS, SampleBatch, batches, mean_flops, run_benchmark, samples, scores
 from ..spec import parse_pruner
 from .cells import Cell, Key, versions
+from .runs import refusal_of
 from .tables import SCENES
-
-QUESTIONS = 700
-"""Of the test set, where no limit is given: a hundred of each category."""
 
 
 class Embedded:
-    """The model in the package, loaded once for all cells.
+    """The embedded benchmark on one model, loaded once for all cells; the prompts are kept, 0.2 MB a picture.
 
     Args:
+        model: hub id, folder, or "embedded".
         batch_size: pictures at once.
+        answered: called with the number of questions answered and the number of all of the cell.
     """
 
-    def __init__(self, batch_size: int = 16) -> None:
-        self.batch_size = batch_size
-        self._tests: list[Example] = []
+    def __init__(
+        self,
+        model: str = EMBEDDED,
+        batch_size: int = 32,
+        answered: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.model, self.batch_size = model, batch_size
+        self._answered = answered
+        self._asked: dict[int, list[SampleBatch]] = {}
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        return load(EMBEDDED)
+        return load(self.model)
 
-    def tests(self, limit: int | None) -> list[Example]:
-        """The first `limit` test examples; None is all of them."""
-        count = limit or QUESTIONS
-        if len(self._tests) < count:
-            self._tests = list(examples("test", count))
-        return self._tests[:count]
+    def refusal(self, key: Key) -> str | None:
+        """Why the method of a cell does not go on the model; None if it does."""
+        return refusal_of(key.method, key.keep, self.loaded[0], masked=True)
 
     def measure(self, key: Key) -> Cell:
         """Answer the benchmark's questions: accuracy overall, then per category, as shares.
@@ -47,29 +50,31 @@ class Embedded:
         Raises:
             ValueError: another model or task, or a method that cannot go on the model as `key` wants it.
         """
-        if (key.model, key.task) != (EMBEDDED, SCENES):
-            raise ValueError(f"{key} is not of the embedded model and benchmark; give others to gprune eval")
+        if (key.model, key.task) != (self.model, SCENES):
+            raise ValueError(f"{key} is not of {self.model} on the embedded benchmark; give others to gprune eval")
         model, processor = self.loaded
-        tests, pruner = self.tests(key.limit), pruner_of(key)
-        outcomes = evaluate(model, processor, tests, pruner, batch_size=self.batch_size)
+        asked, method = self._questions(key.limit or QUESTIONS), method_of(key)
+        total = sum(len(batch.samples) for batch in asked)
+        outcomes = run_benchmark(model, processor, asked, method, answered=lambda done: self._answered(done, total))
         return Cell(
             key,
-            _scores(outcomes),
-            len(outcomes),
-            statistics.fmean(outcome.visual_tokens for outcome in outcomes),
-            statistics.fmean(outcome.kept_tokens for outcome in outcomes),
-            flops(model, processor, tests, pruner),
-            statistics.fmean(outcome.seconds for outcome in outcomes),
+            scores(outcomes),
+            total,
+            fmean(outcome.visual_tokens for outcome in outcomes),
+            fmean(outcome.kept_tokens for outcome in outcomes),
+            mean_flops(model, processor, [outcome.sample for outcome in outcomes], method),
+            fmean(outcome.seconds for outcome in outcomes),
             versions=versions(),
+            right="".join(str(int(outcome.right)) for outcome in outcomes),
         )
 
+    def _questions(self, count: int) -> list[SampleBatch]:
+        if count not in self._asked:
+            self._asked = {count: batches(*self.loaded, list(samples("test", count)), self.batch_size)}
+        return self._asked[count]
 
-def pruner_of(key: Key) -> Method:
-    """The method of a cell. A method that needs a mask gets it with the picture."""
-    pruner = parse_pruner(key.method, key.keep, masks_known=True)
-    return pruner if key.seed is None else pruner.with_seed(key.seed)
 
-
-def _scores(outcomes: list[Outcome]) -> dict[str, float]:
-    parts = {"overall": outcomes, **{name: [o for o in outcomes if o.category == name] for name in CATEGORIES}}
-    return {name: statistics.fmean(o.right for o in part) for name, part in parts.items() if part}
+def method_of(key: Key) -> Method:
+    """The method of a cell."""
+    method = parse_pruner(key.method, key.keep)
+    return method if key.seed is None else method.with_seed(key.seed)

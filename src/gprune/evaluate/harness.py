@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..models import load
-from .cells import Cell, Key, versions
-from .cells import load as load_cell
+from .cells import Cell, Key, load_cell, versions
 from .host import check_lmms_eval
-from .runs import refusal_of, run
+from .runs import measure_cells, refusal_of
 
 PAPER_METRICS = {"mme": "mme_perception_score", "pope": "pope_f1_score", "chartqa": "relaxed_overall"}
 """Of tasks with several metrics, the one to put first."""
@@ -102,11 +101,11 @@ def run_together(
     started: Callable[[Key], None] = lambda key: None,
     finished: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
-    """`runs.run` in every process of `accelerate launch`: all of them measure, the first one reads and writes.
+    """`measure_cells` in every process of `accelerate launch`: all of them measure, the first one reads and writes.
 
     Args:
         harness: measures.
-        wanted, folder, started, finished: see `runs.run`; the last two are called in the first process alone.
+        wanted, folder, started, finished: see `measure_cells`; the last two are called in the first process alone.
 
     Returns:
         The cells, in the order of `wanted`; none but in the first process.
@@ -118,7 +117,7 @@ def run_together(
     missing = [key for key in wanted if load_cell(key, folder) is None] if is_first() else []
     missing = broadcast_object_list([missing])[0]
     if is_first():
-        return run(wanted, folder, harness.measure, started=started, finished=finished)
+        return measure_cells(wanted, folder, harness.measure, started=started, finished=finished)
     for key in missing:
         harness.measure(key)
     return []

@@ -18,9 +18,9 @@ from ..images import open_image, to_rgb
 from ..models import load
 from ..prompt import Chat
 from ..pruners import Method, Unpruned
-from ..spec import parse_keep, parse_pruner
+from ..spec import check_has_mask, parse_keep, parse_pruner
 from ..tokens import Keep
-from .answers import Answer, answer, describe, flops, prepare
+from .answers import Response, answer, describe, flops, prepare
 from .cells import BASELINE, versions
 from .host import LMMS_EVAL, check_lmms_eval, is_padding
 from .processes import accelerator, default_device
@@ -40,7 +40,7 @@ class Document:
 
     task: str
     number: int
-    answer: Answer
+    answer: Response
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PrunedModel(lmms):
         self._requests: dict[str, Instance] = {}
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer requests, batched by their generation arguments and from long to short."""
+        """Response requests, batched by their generation arguments and from long to short."""
         collator = Collator(requests, lambda each: -len(each.args[0]), lambda each: each.args[2] or {}, grouping=True)
         texts: list[str] = []
         for batch in collator.get_batched(n=self.batch_size):
@@ -129,9 +129,9 @@ class PrunedModel(lmms):
                 tasks[each.task].append(each)
             self.costs = {task: self._costs(task, documents) for task, documents in tasks.items()}
 
-    def _answer(self, requests: Sequence[Instance]) -> list[Answer]:
+    def _answer(self, requests: Sequence[Instance]) -> list[Response]:
         """One answer per request, in their order."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Response] = {}
         chats: dict[int, Chat] = {}
         for i, request in enumerate(requests):
             try:
@@ -139,7 +139,7 @@ class PrunedModel(lmms):
             except NotImplementedError:
                 raise
             except Exception as error:  # a damaged picture can make a decoder raise almost anything
-                answers[i] = Answer(error=describe(error))
+                answers[i] = Response(error=describe(error))
         if chats:
             given = requests[0].args[2] or {}
             answers.update(zip(chats, answer(*self._asked, list(chats.values()), given), strict=True))
@@ -152,7 +152,7 @@ class PrunedModel(lmms):
 
     def _costs(self, task: str, documents: Sequence[Document]) -> Costs:
         answers = [each.answer for each in documents]
-        seen = [each for each in answers if each.visual_tokens] or [Answer()]
+        seen = [each for each in answers if each.visual_tokens] or [Response()]
         counted = [each.number for each in documents if each.answer.error is None][:FLOPS_DOCUMENTS]
         # With a cache of responses all that were asked may have been asked by other processes.
         request = self._requests.get(task)
@@ -230,11 +230,13 @@ def read_method(method: str, keep: Keep | str, seed: int | None = None) -> Metho
     """A method as tasks are run with it; that of the unpruned model whatever the budget.
 
     Raises:
-        ValueError, TypeError: unknown method or setting, an impossible budget, or a seed for a method without.
+        ValueError, TypeError: unknown method or setting, an impossible budget, a seed for a method without, or no mask
+            for one that goes by it.
     """
     if method == BASELINE:
         return Unpruned()
     pruner = parse_pruner(method, parse_keep(keep) if isinstance(keep, str) else keep)
+    check_has_mask(pruner)
     if seed is None:
         return pruner
     if not hasattr(pruner, "seed"):

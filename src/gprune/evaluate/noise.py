@@ -31,7 +31,7 @@ TILES_ALONG = 4
 """SmolVLM's processor scales the longer edge of every image to that many tiles."""
 
 
-def build_model(config: PreTrainedConfig, dtype: torch.dtype, device: str | torch.device) -> Any:
+def random_model(config: PreTrainedConfig, dtype: torch.dtype, device: str | torch.device) -> Any:
     """The model of a config, for inference, with weights drawn where they are to stay, as transformers draws them."""
     with torch.device(device):
         return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
@@ -41,7 +41,7 @@ def build_prompts(config: PreTrainedConfig, image_size: Size, text_tokens: int, 
     """Equal prompts of text, an image of noise, and text, as the processor of the family would make them.
 
     Args:
-        config: of a family in `SHOWN`.
+        config: of a family that is known without a processor.
         image_size: (height, width) in pixels.
         text_tokens: all tokens that are no placeholders, the tags of tiles included.
         count: of prompts.
@@ -53,9 +53,9 @@ def build_prompts(config: PreTrainedConfig, image_size: Size, text_tokens: int, 
         ValueError: the family is unknown, or `text_tokens` are too few for the image's tags and one token after it.
     """
     model_type = config.model_type
-    if model_type not in SHOWN:
-        raise ValueError(f"no prompts without a processor for model_type {model_type!r}; known are {', '.join(SHOWN)}")
-    shown, arguments = SHOWN[model_type](config, image_size)
+    if model_type not in _SHOWN:
+        raise ValueError(f"no prompts without a processor for model_type {model_type!r}; known are {', '.join(_SHOWN)}")
+    shown, arguments = _SHOWN[model_type](config, image_size)
     placeholder = host.placeholder(config)
     least = sum(token != placeholder for token in shown) + 1
     _check_text(text_tokens, least, model_type, image_size)
@@ -153,7 +153,7 @@ def _noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-SHOWN: dict[str, Callable[[Any, Size], Shown]] = {
+_SHOWN: dict[str, Callable[[Any, Size], Shown]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "qwen2_5_vl": _qwen25_vl,

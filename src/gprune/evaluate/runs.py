@@ -8,9 +8,9 @@ from typing import Any
 
 from ..attach import refusal
 from ..errors import GpruneError
-from ..spec import parse_pruner, seeded
+from ..spec import check_has_mask, parse_pruner, seeded
 from ..tokens import Keep
-from .cells import Cell, Key, load, save
+from .cells import Cell, Key, load_cell, save
 
 
 def keys(
@@ -39,7 +39,7 @@ def keys(
         (method, keep, getattr(each, "seed", None))
         for method in methods
         for keep in keeps
-        for each in seeded(parse_pruner(method, keep, masks_known=True), seeds)
+        for each in seeded(parse_pruner(method, keep), seeds)
     ]
     wanted = (
         key
@@ -52,23 +52,26 @@ def keys(
     return list({key.name: key for key in wanted}.values())
 
 
-def refusal_of(method: str, keep: Keep, model: Any, *, masks_known: bool = False) -> str | None:
+def refusal_of(method: str, keep: Keep, model: Any, *, masked: bool = False) -> str | None:
     """Why a method, as people write it, cannot be measured on a model or its skeleton; None if it can.
 
     Args:
-        method, keep, masks_known: as `gprune.spec.parse_pruner` reads them.
+        method, keep: as `gprune.spec.parse_pruner` reads them.
         model: any.
+        masked: every picture comes with its mask; else a method that goes by one must have one.
     """
     try:
-        pruner = parse_pruner(method, keep, masks_known=masks_known)
+        pruner = parse_pruner(method, keep)
+        if not masked:
+            check_has_mask(pruner)
     except (GpruneError, ValueError) as error:
         return str(error)
     return refusal(pruner, model)
 
 
-def run(
+def measure_cells(
     wanted: Sequence[Key],
-    folder: Path,
+    folder: Path | None,
     measure: Callable[[Key], Cell],
     *,
     started: Callable[[Key], None] = lambda key: None,
@@ -78,7 +81,7 @@ def run(
 
     Args:
         wanted: which, in the order in which they are measured.
-        folder: where cells are kept; those in it are not measured again.
+        folder: where cells are kept; those in it are not measured again; None keeps none.
         measure: measures one.
         started: called before a cell is measured.
         finished: called with every cell, measured now or before.
@@ -91,11 +94,12 @@ def run(
     """
     cells = []
     for key in wanted:
-        cell = load(key, folder)
+        cell = None if folder is None else load_cell(key, folder)
         if cell is None:
             started(key)
             cell = measure(key)
-            save(cell, folder)
+            if folder is not None:
+                save(cell, folder)
         finished(cell)
         cells.append(cell)
     return cells

@@ -24,6 +24,7 @@ class Line:
         scores: by column the values of all seeds; columns that were not measured are left out.
         relative: mean over the tasks of the score over that of the unpruned model; None unless all were measured.
         kept_tokens, flops, seconds: per document, means over the tasks; None unless all were measured.
+        difference: see `difference`; None of the method that the others are compared with.
     """
 
     method: str
@@ -33,10 +34,15 @@ class Line:
     kept_tokens: float | None
     flops: float | None
     seconds: float | None
+    difference: tuple[float, float] | None
 
 
-def lines(cells: Sequence[Cell]) -> list[Line]:
+def lines(cells: Sequence[Cell], against: str = BASELINE) -> list[Line]:
     """One line per method and ratio, the unpruned model first, then in the order of the cells.
+
+    Args:
+        cells: of one model and limit.
+        against: the method that others are compared with, at the same budget; the unpruned model has one only.
 
     Raises:
         ValueError: no cells, or cells of several models or limits.
@@ -49,21 +55,51 @@ def lines(cells: Sequence[Cell]) -> list[Line]:
     for cell in cells:
         groups.setdefault((cell.key.method, str(cell.key.keep)), []).append(cell)
     baseline = [cell for cell in cells if cell.key.method == BASELINE]
-    ordered = sorted(groups.values(), key=lambda group: group[0].key.method != BASELINE)
-    return [_line(group, baseline, tasks) for group in ordered]
+    ordered = sorted(groups.items(), key=lambda each: each[0][0] != BASELINE)
+    return [
+        _line(group, baseline, tasks, baseline if against == BASELINE else groups.get((against, keep), ()))
+        for (_, keep), group in ordered
+    ]
 
 
-def markdown(cells: Sequence[Cell]) -> str:
+def difference(ours: Sequence[Cell], theirs: Sequence[Cell]) -> tuple[float, float] | None:
+    """By how much a method's share of right answers exceeds another's, and the standard error, paired by document.
+
+    Args:
+        ours, theirs: of one task and limit, the seeds of a method at one ratio; answers are averaged over them.
+
+    Returns:
+        Mean and standard error, as shares; None unless all cells say of each document whether its answer is right.
+    """
+    if not (ours and theirs and all(cell.right for cell in (*ours, *theirs))):
+        return None
+    own, other = (_mean_answers(cells) for cells in (ours, theirs))
+    gaps = [one - two for one, two in zip(own, other, strict=True)]
+    return _mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+
+
+def _mean_answers(cells: Sequence[Cell]) -> list[float]:
+    return [_mean(map(int, answers)) for answers in zip(*(cell.right for cell in cells), strict=True)]
+
+
+def markdown(cells: Sequence[Cell], left_out: Sequence[str] = (), against: str = BASELINE) -> str:
     """The table of cells of one model: mean ± standard deviation over the seeds of a method.
 
     Of the task "scenes" every category has a column, of any other task its first score. Scores that lie between 0
-    and 1 throughout their column are shares, and written in percent. What was not measured is a dash.
+    and 1 throughout their column are shares, and written in percent. What was not measured is a dash. Where it is known
+    of each document whether its answer is right, a column has the difference to another method.
+
+    Args:
+        cells: of one model and limit.
+        left_out: what was not measured, each with the reason.
+        against: see `lines`.
 
     Raises:
         ValueError: no cells, or cells of several models or limits.
     """
-    table = lines(cells)
-    columns = columns_of(cells)
+    table = lines(cells, against)
+    columns = headings(cells)
+    compared = any(line.difference for line in table)
     scales = {column: scale(value for line in table for value in line.scores.get(column, ())) for column in columns}
     rows = [
         (
@@ -72,15 +108,19 @@ def markdown(cells: Sequence[Cell]) -> str:
             _written(line.kept_tokens, ",.0f"),
             *(_score(line.scores.get(column, []), scales[column]) for column in columns),
             _written(line.relative, ".1%"),
+            *([_difference(line.difference)] if compared else []),
             _giga(line.flops),
             _written(line.seconds, ".3f"),
         )
         for line in table
     ]
-    return layout(("method", "keep", "tokens", *columns, "relative", "GFLOPs", "seconds"), rows) + "\n" + _notes(cells)
+    header = ("method", "keep", "tokens", *columns, "relative", *([f"− {against}"] * compared), "GFLOPs", "seconds")
+    reasons = "".join(f"- {reason}\n" for reason in left_out)
+    notes = _notes(cells, against if compared else None)
+    return f"{layout(header, rows)}\n{notes}" + (f"\nLeft out:\n\n{reasons}" if reasons else "")
 
 
-def columns_of(cells: Iterable[Cell]) -> list[str]:
+def headings(cells: Iterable[Cell]) -> list[str]:
     """The columns of these cells' scores, in order."""
     return list(dict.fromkeys(column for cell in cells for column in scores_of(cell)))
 
@@ -106,7 +146,7 @@ def _first(cell: Cell) -> float:
     return next(iter(cell.scores.values()))
 
 
-def _line(group: Sequence[Cell], baseline: Sequence[Cell], tasks: Sequence[str]) -> Line:
+def _line(group: Sequence[Cell], baseline: Sequence[Cell], tasks: Sequence[str], others: Sequence[Cell]) -> Line:
     scores: dict[str, list[float]] = {}
     for cell in group:
         for column, value in scores_of(cell).items():
@@ -126,6 +166,7 @@ def _line(group: Sequence[Cell], baseline: Sequence[Cell], tasks: Sequence[str])
         kept_tokens=_mean(_mean(cell.kept_tokens for cell in cells) for cells in by_task) if whole else None,
         flops=_mean(map(_mean, flops)) if all(flops) else None,
         seconds=_mean(_mean(cell.seconds for cell in cells) for cells in by_task) if whole else None,
+        difference=None if group[0] in others or len(tasks) > 1 else difference(group, others),
     )
 
 
@@ -140,6 +181,10 @@ def _score(values: Sequence[float], factor: float) -> str:
     return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.1f}"
 
 
+def _difference(found: tuple[float, float] | None) -> str:
+    return MISSING if found is None else f"{100 * found[0]:+.1f} ± {100 * found[1]:.1f}"
+
+
 def _written(value: float | None, form: str) -> str:
     return MISSING if value is None else format(value, form)
 
@@ -149,7 +194,7 @@ def _giga(value: float | None) -> str:
     return _written(None if value is None else value / 1e9, ".4g" if value is None or value < 1e12 else ",.0f")
 
 
-def _notes(cells: Sequence[Cell]) -> str:
+def _notes(cells: Sequence[Cell], against: str | None) -> str:
     first = {cell.key.task: cell for cell in cells}
     documents = ", ".join(f"{cell.n:,} of {task}" for task, cell in first.items())
     visual = _mean(cell.visual_tokens for cell in first.values())
@@ -158,6 +203,11 @@ def _notes(cells: Sequence[Cell]) -> str:
         "before pruning. Relative: score over that of the unpruned model, mean over the tasks. FLOPs per document up "
         "to the first new token; seconds per whole answer, on the machine at hand."
     ]
+    if against is not None:
+        notes.append(
+            f"− {against}: right answers in percent less those of {against} to the same documents, ± the standard "
+            "error of that difference."
+        )
     notes += [
         f"{len(cell.errors)} documents of {cell.key.task} have no answer with {cell.key.method} keep={cell.key.keep} "
         "and count as wrong."

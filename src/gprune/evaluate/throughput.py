@@ -17,13 +17,13 @@ from ..cost import Cost, cost_of_prompt
 from ..pruners import Method
 from ..tokens import Keep
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Prompts = Mapping[str, Tensor]
 """A batch of prompts: the arguments of `generate()` on the model's device, "input_ids" among them."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class Workload:
     """What is asked of the model.
 
     Args:
@@ -69,7 +69,7 @@ class Speed:
 
     method: str
     keep: Keep
-    setting: Setting
+    setting: Workload
     cost: Cost | None = None
     laps: list[Lap] = field(default_factory=list)
     error: str | None = None
@@ -81,9 +81,9 @@ class Speed:
 
 def measure_speed(
     model: Any,
-    prompts: Callable[[Setting], Prompts],
+    prompts: Callable[[Workload], Prompts],
     runs: Sequence[tuple[str, Method]],
-    settings: Sequence[Setting],
+    settings: Sequence[Workload],
     repeats: int,
     *,
     finished: Callable[[Speed], None] = lambda speed: None,
@@ -110,7 +110,7 @@ def measure_speed(
         UnsupportedModel, ValueError: a method does not go on this model.
     """
     speeds: list[Speed] = []
-    counted: dict[tuple[Setting, int], Cost | None] = {}
+    counted: dict[tuple[Workload, int], Cost | None] = {}
     with warnings.catch_warnings():
         # The pixels are noise, and the weights may be: no wonder if the graph is degenerate. It costs the same.
         warnings.filterwarnings("ignore", message=".*the graph says little")
@@ -197,11 +197,11 @@ def _lap(model: Any, inputs: Prompts, method: Method, new_tokens: int) -> Lap:
     return Lap(*watch.seconds(), torch.cuda.max_memory_allocated(model.device) if on_gpu else None)
 
 
-def _cost(model: Any, prompts: Callable[[Setting], Prompts], setting: Setting, method: Method) -> Cost:
+def _cost(model: Any, prompts: Callable[[Workload], Prompts], setting: Workload, method: Method) -> Cost:
     return cost_of_prompt(model, prompts(setting), [setting.image_size], method)
 
 
-def _if_memory_lasts(work: Callable[[], T]) -> T | None:
+def _if_memory_lasts(work: Callable[[], _T]) -> _T | None:
     """What `work` returns, or None if it runs out of memory."""
     try:
         return work()

@@ -70,7 +70,7 @@ def _ratio(value: float | None, of: float | None) -> float | None:
     return None if value is None or of is None else value / of
 
 
-COLUMNS = (
+HEADINGS = (
     "method",
     "keep",
     "tokens",
@@ -87,7 +87,7 @@ COLUMNS = (
 )
 
 
-def markdown(table: Sequence[dict[str, Any]]) -> str:
+def speed_tables(table: Sequence[dict[str, Any]]) -> str:
     """A table per setting: medians, and in brackets the least and the most of the laps.
 
     Args:
@@ -103,8 +103,8 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
         lines = [
             f"Batch of {batch}, image of {size}, visual tokens: {visual}, other tokens: {text}, new tokens: {new}.",
             "",
-            f"| {' | '.join(COLUMNS)} |",
-            "|" + "---|" * len(COLUMNS),
+            f"| {' | '.join(HEADINGS)} |",
+            "|" + "---|" * len(HEADINGS),
             *(f"| {' | '.join(_cells(row))} |" for row in own),
         ]
         parts.append("\n".join(lines))

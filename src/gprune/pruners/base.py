@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "question", "place"]
-"""Attention that a token receives in the vision tower, its key there, the question about its image, where it lies."""
+Need = Literal["attention", "keys", "question", "place", "mask"]
+"""Attention that a token receives in the vision tower, its key there, the question about its image, where it lies in
+the image, and the mask of that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +195,8 @@ class Pruner(Method):
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
-            elif need == "place":
-                continue
+            elif need in ("place", "mask"):
+                continue  # of each view, when it is there
             elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(
                     f"{name} needs the {need} of the vision tower, which features alone do not tell; give "

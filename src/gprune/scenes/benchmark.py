@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..answering import reply
 from ..cost import UNPRUNED, measure
 from ..prompt import build_inputs
-from ..pruners import Foreground, Method
+from ..pruners import Method
 from .questions import Question, question_of
 from .scene import Kind, Split, foreground, make_scene, render, rng_of
 from .vocabulary import CATEGORIES
 
+QUESTIONS = 2100
+"""Of the test set, where no limit is given: 300 of each category."""
+
+FALSE_YES = "false yes"
+"""The share of questions about what is not there that are answered by yes."""
+
+LONGEST_ANSWER = 8
+"""Tokens that an answer may have; the longest right one has five."""
+
 _NEEDS: dict[str, Kind] = {"text": "text", "chart": "chart"}
 _STRIDE = 10**6  # where to look on when a scene gives no question of the wanted category
-MAX_NEW_TOKENS = 8  # the longest answer is five tokens
 
 
 @dataclass(frozen=True)
-class Example:
+class Sample:
     """One question of the benchmark, the picture that it is about, and what in it is no background.
 
     Args:
@@ -40,19 +48,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of one example."""
+    """What a model made of one sample."""
 
-    category: str
+    sample: Sample
     answer: str
     right: bool
     visual_tokens: int
     kept_tokens: float
-    edge_share: float | None
     seconds: float
 
 
-def examples(split: Split, count: int) -> Iterator[Example]:
-    """The first `count` examples of a split; the categories take turns."""
+@dataclass(frozen=True, eq=False)
+class SampleBatch:
+    """Samples with pictures of one size, and their prompts as the processor makes them."""
+
+    samples: Sequence[Sample]
+    inputs: Any
+
+
+def samples(split: Split, count: int) -> Iterator[Sample]:
+    """The first `count` samples of a split; the categories take turns."""
     for index in range(count):
         category = CATEGORIES[index % len(CATEGORIES)]
         question, number = None, index
@@ -61,121 +76,87 @@ def examples(split: Split, count: int) -> Iterator[Example]:
             question = question_of(scene, category, rng_of(split, number, stream=2))
             number += _STRIDE
         picture, labels = render(scene)
-        yield Example(index, picture, question, foreground(labels))
+        yield Sample(index, picture, question, foreground(labels))
 
 
 def mixed_inputs(model: Any, processor: Any) -> Any:
     """A batch of questions about one picture of every size, so that prompts are padded; see `build_inputs`."""
-    sizes = {example.picture.size: example for example in examples("test", 4 * len(CATEGORIES))}
+    sizes = {sample.picture.size: sample for sample in samples("test", 4 * len(CATEGORIES))}
     return _inputs(model, processor, list(sizes.values()))
 
 
-def evaluate(
+def batches(model: Any, processor: Any, tests: Sequence[Sample], size: int) -> list[SampleBatch]:
+    """Samples in batches of at most `size`, of one size of picture and one category: alike in prompt and answer."""
+    alike: dict[tuple[tuple[int, int], str], list[Sample]] = {}
+    for sample in tests:
+        alike.setdefault((sample.picture.size, sample.question.category), []).append(sample)
+    parts = [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+    return [SampleBatch(part, _inputs(model, processor, part)) for part in parts]
+
+
+def run_benchmark(
     model: Any,
     processor: Any,
-    tests: Sequence[Example],
+    asked: Sequence[SampleBatch],
     method: Method = UNPRUNED,
     *,
-    batch_size: int = 16,
-    progress: Callable[[int], None] = lambda done: None,
+    answered: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
-    """Answer every example by greedy decoding, batched over pictures of equal size.
+    """Answer every sample by greedy decoding.
 
     Args:
         model: any supported model.
         processor: its processor.
-        tests: what to ask.
-        method: attached to the model for it.
-        batch_size: pictures at once.
-        progress: called with the number of examples done since the last call.
+        asked: of `batches`.
+        method: attached to the model for it; one that goes by a mask gets the foreground of every picture.
+        answered: called with the number of samples answered so far.
 
     Returns:
-        One outcome per example, in their order. `right` is exact match without regard to case.
+        One outcome per sample, in the order of their indices. `right` is exact match without regard to case.
     """
-    outcomes: dict[int, Outcome] = {}
-    shown: list[Example] = []
-    with _masked(method, shown).attach(model) as run:
-        for batch in _batches(tests, batch_size):
-            shown[:] = batch
-            replies = reply(run, processor, _inputs(model, processor, batch), max_new_tokens=MAX_NEW_TOKENS)
-            for example, each in zip(batch, replies, strict=True):
+    outcomes: list[Outcome] = []
+    with method.attach(model) as run:
+        for batch in asked:
+            run.masks = [sample.foreground for sample in batch.samples]
+            replies = reply(run, processor, batch.inputs, max_new_tokens=LONGEST_ANSWER)
+            for sample, each in zip(batch.samples, replies, strict=True):
                 answer = each.text.strip()
-                outcomes[example.index] = Outcome(
-                    example.question.category,
-                    answer,
-                    answer.lower() == example.question.answer,
-                    each.visual_tokens,
-                    each.kept_tokens,
-                    each.images[0].edge_share if each.images else None,
-                    each.seconds,
-                )
-            progress(len(batch))
-    return [outcomes[example.index] for example in tests]
+                right = answer.lower() == sample.question.answer
+                outcomes.append(Outcome(sample, answer, right, each.visual_tokens, each.kept_tokens, each.seconds))
+            answered(len(outcomes))
+    return sorted(outcomes, key=lambda outcome: outcome.sample.index)
 
 
-def flops(model: Any, processor: Any, tests: Sequence[Example], method: Method = UNPRUNED) -> float:
+def mean_flops(model: Any, processor: Any, tests: Sequence[Sample], method: Method = UNPRUNED) -> float:
     """Floating-point operations per picture up to the first token of its answer: the mean over `tests`.
 
-    Pictures of one size with questions of one length cost the same, so that one of them is measured.
+    Of the pictures of one size, that with the question of middle length is measured.
     """
-    alike: dict[tuple[tuple[int, int], int], list[Example]] = {}
-    for example in tests:
-        length = len(processor.tokenizer(example.question.question).input_ids)
-        alike.setdefault((example.picture.size, length), []).append(example)
+    sizes: dict[tuple[int, int], list[Sample]] = {}
+    for sample in tests:
+        sizes.setdefault(sample.picture.size, []).append(sample)
     total = 0
-    for group in alike.values():
-        inputs = _inputs(model, processor, group[:1])
-        total += len(group) * measure(model, inputs, _masked(method, group[:1])).total
+    for group in sizes.values():
+        group.sort(key=lambda sample: len(processor.tokenizer(sample.question.question).input_ids))
+        middle = group[len(group) // 2]
+        inputs = _inputs(model, processor, [middle])
+        total += len(group) * measure(model, inputs, method, [middle.foreground]).total
     return total / len(tests)
 
 
-def rows(method: str, keep: float, seed: int | None, outcomes: Iterable[Outcome], spent: float) -> list[dict[str, Any]]:
-    """One flat row per category and one for all of them ("overall"): means over the examples.
+def scores(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Shares of right answers, overall and per category, and of wrong ones to whether something is there that is not.
 
-    Args:
-        spent: floating-point operations per picture, of `flops`.
+    Those of which there is no question are left out.
     """
-    table = []
-    outcomes = list(outcomes)
-    for category in (*CATEGORIES, "overall"):
-        part = [o for o in outcomes if category in (o.category, "overall")]
-        if not part:
-            continue
-        shares = [o.edge_share for o in part if o.edge_share is not None]
-        table.append(
-            {
-                "method": method,
-                "keep": keep,
-                "seed": seed,
-                "category": category,
-                "accuracy": round(sum(o.right for o in part) / len(part), 4),
-                "n": len(part),
-                "visual_tokens": round(sum(o.visual_tokens for o in part) / len(part), 1),
-                "kept_tokens": round(sum(o.kept_tokens for o in part) / len(part), 1),
-                "flops": round(spent),
-                "edge_share": round(sum(shares) / len(shares), 4) if shares else None,
-                "seconds": round(sum(o.seconds for o in part) / len(part), 4),
-            }
-        )
-    return table
+    parts = {
+        "overall": outcomes,
+        **{name: [o for o in outcomes if o.sample.question.category == name] for name in CATEGORIES},
+    }
+    absent = [o for o in parts["presence"] if o.sample.question.answer == "no"]
+    found = {name: fmean(outcome.right for outcome in part) for name, part in parts.items() if part}
+    return {**found, **({FALSE_YES: fmean(o.answer.lower() == "yes" for o in absent)} if absent else {})}
 
 
-def _inputs(model: Any, processor: Any, batch: Sequence[Example]) -> Any:
-    return build_inputs(model, processor, [([example.picture], example.question.question) for example in batch])
-
-
-def _masked(method: Method, shown: Sequence[Example]) -> Method:
-    """A method that goes by the foreground of the pictures, with that of those that are shown when it is asked."""
-    if isinstance(method, Foreground):
-        return replace(method, mask=lambda picture: torch.from_numpy(shown[picture].foreground))
-    return method
-
-
-def _batches(tests: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    waiting: dict[tuple[int, int], list[Example]] = {}
-    for example in tests:
-        group = waiting.setdefault(example.picture.size, [])
-        group.append(example)
-        if len(group) == size:
-            yield waiting.pop(example.picture.size)
-    yield from waiting.values()
+def _inputs(model: Any, processor: Any, part: Sequence[Sample]) -> Any:
+    return build_inputs(model, processor, [([sample.picture], sample.question.question) for sample in part])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..host import best_resolution
 from .model import ASSISTANT, BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, USER, build_processor
-from .questions import Question, caption, questions
+from .questions import Question, caption_of, questions
 from .scene import Scene, Split, make_scene, render, rng_of
 from .vocabulary import BACKGROUNDS, CANVAS_WEIGHTS, CANVASES
 
@@ -83,7 +83,7 @@ class SceneBatches(torch.utils.data.Dataset[Batch]):
     ) -> tuple[list[int], list[int], list[tuple[int, int, str]]]:
         """<bos><user><image>q1<assistant>a1<eos><user>q2 ...: the caption stands anywhere among the questions."""
         asked: list[Question] = questions(scene, rng)
-        asked.insert(int(rng.integers(len(asked) + 1)), caption(scene))
+        asked.insert(int(rng.integers(len(asked) + 1)), caption_of(scene))
         ids, labels, spans = [BOS], [IGNORED], []
         for i, question in enumerate(asked):
             prompt = [

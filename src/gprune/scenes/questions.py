@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from .scene import Item, Scene
+from .scene import Scene, Thing
 from .vocabulary import CATEGORIES, COLORS, SHAPES
 
 
@@ -22,13 +22,13 @@ class Question:
 CAPTION_PROMPT = "describe the picture."
 
 
-def caption(scene: Scene) -> Question:
+def caption_of(scene: Scene) -> Question:
     """The whole scene in words: background, then each thing in reading order as place, kind and looks."""
     parts = [scene.background, *(f"{scene.place(item)} {_describe(item)}" for item in scene.items)]
     return Question("caption", CAPTION_PROMPT, ", ".join(parts))
 
 
-def _describe(item: Item) -> str:
+def _describe(item: Thing) -> str:
     if item.kind == "shape":
         return f"{item.color} {item.shape}"
     if item.kind == "text":
@@ -67,7 +67,7 @@ def questions(scene: Scene, rng: Generator) -> list[Question]:
     return [asked[i] for i in order]
 
 
-def _presence(shapes: tuple[Item, ...], rng: Generator) -> list[Question]:
+def _presence(shapes: tuple[Thing, ...], rng: Generator) -> list[Question]:
     """About every kind of shape, about some colours, and about as many coloured shapes that are there as are not.
 
     The first two are not balanced: how much there is in a picture then says something about the answer, which is
@@ -90,7 +90,7 @@ def _yes_or_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def _balanced_presence(shapes: tuple[Item, ...], rng: Generator) -> Question | None:
+def _balanced_presence(shapes: tuple[Thing, ...], rng: Generator) -> Question | None:
     """A presence question whose form says nothing about its answer: form first, then yes or no, then what is asked."""
     if not shapes:
         return None

@@ -26,7 +26,7 @@ from .vocabulary import (
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["shape", "text", "chart"]
-Box = tuple[float, float, float, float]
+Rectangle = tuple[float, float, float, float]
 _SPLITS: dict[str, int] = {"train": 0, "validation": 1, "test": 2}
 _FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
 _CELL = 44  # pixels a shape needs
@@ -36,11 +36,11 @@ BAR_CLASS = len(SHAPES) + 1  # label of a bar's pixels in the shape channel
 
 
 @dataclass(frozen=True)
-class Item:
+class Thing:
     """One thing in a scene. `box` is (left, top, right, bottom) in pixels; which other fields count is up to `kind`."""
 
     kind: Kind
-    box: Box
+    box: Rectangle
     shape: str = ""
     color: str = ""
     text: str = ""
@@ -59,12 +59,12 @@ class Scene:
     seed: tuple[Split, int]
     size: tuple[int, int]
     background: str
-    items: tuple[Item, ...]
+    items: tuple[Thing, ...]
 
-    def of_kind(self, kind: Kind) -> tuple[Item, ...]:
+    def of_kind(self, kind: Kind) -> tuple[Thing, ...]:
         return tuple(item for item in self.items if item.kind == kind)
 
-    def place(self, item: Item) -> str:
+    def place(self, item: Thing) -> str:
         """Where an item is, as two words: 'top left', 'middle center', 'bottom right', ..."""
         x, y = item.center
         across = ("left", "center", "right")[_third(x / self.size[0])]
@@ -102,7 +102,7 @@ def make_scene(
     canvas = CANVASES[rng.choice(len(CANVASES), p=CANVAS_WEIGHTS)] if size is None else size
     grid = _Cells(canvas)
     background = str(rng.choice(BACKGROUNDS))
-    items: list[Item] = []
+    items: list[Thing] = []
     wanted = {"text": needs == "text" or rng.random() < 0.7, "chart": needs == "chart" or rng.random() < 0.35}
     for kind in sorted(wanted, key=lambda k: k != needs):  # what is needed is placed first, while there is room
         box = grid.take(rng, wide=True, tall=kind == "chart") if wanted[kind] else None
@@ -125,7 +125,7 @@ class _Cells:
         self.width, self.height = canvas[0] / self.cols, canvas[1] / self.rows
         self.used = np.zeros((self.rows, self.cols), dtype=bool)
 
-    def take(self, rng: Generator, wide: bool = False, tall: bool = False) -> Box | None:
+    def take(self, rng: Generator, wide: bool = False, tall: bool = False) -> Rectangle | None:
         across = 2 if wide and self.width < _WIDE else 1
         down = 2 if tall and self.height < _WIDE else 1
         spots = [
@@ -141,27 +141,27 @@ class _Cells:
         return (c * self.width, r * self.height, (c + across) * self.width, (r + down) * self.height)
 
 
-def _make_shape(rng: Generator, cell: Box) -> Item:
+def _make_shape(rng: Generator, cell: Rectangle) -> Thing:
     left, top, right, bottom = cell
     radius = rng.integers(11, 17)
     x = (left + right) / 2 + rng.integers(-3, 4)
     y = (top + bottom) / 2 + rng.integers(-3, 4)
     box = (x - radius, y - radius, x + radius, y + radius)
-    return Item("shape", box, shape=str(rng.choice(SHAPES)), color=str(rng.choice(list(COLORS))))
+    return Thing("shape", box, shape=str(rng.choice(SHAPES)), color=str(rng.choice(list(COLORS))))
 
 
-def _make_text(rng: Generator, cell: Box) -> Item:
+def _make_text(rng: Generator, cell: Rectangle) -> Thing:
     narrow = cell[2] - cell[0] < 70
     words = [w for w in WORDS if len(w) == 3] if narrow else WORDS
     number = "".join(rng.choice(list(DIGITS), size=int(rng.integers(2, 4))))
-    return Item("text", cell, text=str(rng.choice(words)) if rng.random() < 0.5 else number)
+    return Thing("text", cell, text=str(rng.choice(words)) if rng.random() < 0.5 else number)
 
 
-def _make_chart(rng: Generator, cell: Box) -> Item:
+def _make_chart(rng: Generator, cell: Rectangle) -> Thing:
     count = int(rng.integers(2, 4))
     colors = rng.choice(list(COLORS), size=count, replace=False)
     heights = rng.choice(np.arange(1, MAX_BAR + 1), size=count, replace=False)
-    return Item("chart", cell, bars=tuple((str(c), int(h)) for c, h in zip(colors, heights, strict=True)))
+    return Thing("chart", cell, bars=tuple((str(c), int(h)) for c, h in zip(colors, heights, strict=True)))
 
 
 @cache
@@ -203,7 +203,7 @@ def _color_class(color: str) -> int:
 
 def _draw_shape(
     draw: ImageDraw.ImageDraw,
-    item: Item,
+    item: Thing,
     fill: tuple[int, int, int],
     outline: tuple[int, int, int] | None = None,
 ) -> None:
@@ -223,7 +223,7 @@ def _draw_shape(
 
 
 def _draw_text(
-    draw: ImageDraw.ImageDraw, label: ImageDraw.ImageDraw, item: Item, background: str, rng: Generator
+    draw: ImageDraw.ImageDraw, label: ImageDraw.ImageDraw, item: Thing, background: str, rng: Generator
 ) -> None:
     left, top, right, bottom = item.box
     name = str(rng.choice(_FONTS))
@@ -243,7 +243,7 @@ def _draw_text(
         x += advance
 
 
-def _draw_chart(draw: ImageDraw.ImageDraw, label: ImageDraw.ImageDraw, item: Item) -> None:
+def _draw_chart(draw: ImageDraw.ImageDraw, label: ImageDraw.ImageDraw, item: Thing) -> None:
     left, top, right, bottom = (item.box[0] + 3, item.box[1] + 3, item.box[2] - 3, item.box[3] - 3)
     draw.rectangle((left, top, right, bottom), fill=(228, 228, 222), outline=(90, 90, 90))
     unit = (bottom - top - 6) / MAX_BAR

@@ -276,7 +276,7 @@ def train(
     export(trainer.model, out / "checkpoint")
 
 
-def main(
+def command(
     out: Annotated[Path, typer.Option(help="Folder for the log, the state to resume from, and the checkpoint.")],
     tower_steps: Annotated[int, typer.Option(help="Steps of phase 1.")] = Recipe.tower_steps,
     align_steps: Annotated[int, typer.Option(help="Steps of phase 2.")] = Recipe.align_steps,
@@ -293,4 +293,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command)

@@ -7,10 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from gprune.scenes.benchmark import examples
-
-COUNT = 700
-"""Questions of the test set."""
+from gprune.scenes.benchmark import FALSE_YES, QUESTIONS, samples
 
 _FEATURES = Features(
     {"image": Image(), "category": Value("string"), "question": Value("string"), "answer": Value("string")}
@@ -24,7 +21,7 @@ class Scenes(ConfigurableMessagesTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        documents = [{"image": each.picture, **vars(each.question)} for each in examples("test", COUNT)]
+        documents = [{"image": each.picture, **vars(each.question)} for each in samples("test", QUESTIONS)]
         self.dataset = DatasetDict(test=Dataset.from_list(documents, features=_FEATURES))
         self.dataset_no_image = self.dataset.remove_columns("image")
 
@@ -34,6 +31,8 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Exact match without regard to case, overall and in the document's category."""
-    right = float(results[0].strip().lower() == doc["answer"])
-    return {"overall": right, doc["category"]: right}
+    """Exact match without regard to case, overall and in the document's category; a yes to what is not there."""
+    answer = results[0].strip().lower()
+    right = float(answer == doc["answer"])
+    absent = {FALSE_YES: float(answer == "yes")} if (doc["category"], doc["answer"]) == ("presence", "no") else {}
+    return {"overall": right, doc["category"]: right, **absent}

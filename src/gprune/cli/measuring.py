@@ -1,0 +1,81 @@
+"""What commands share that measure cells: their folder, what a model does not allow, how far they are, the table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import WrongInput
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..evaluate.cells import Cell, Key
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if it is not there; an error if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"output {folder} cannot be made a folder ({error}); give another name") from error
+    if not os.access(folder, os.W_OK):
+        raise WrongInput(f"output {folder} cannot be written to; give another name")
+    return folder
+
+
+def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) -> tuple[list[Key], list[str]]:
+    """The cells that a model allows, and of the others why not; an error if it allows none that prunes."""
+    from ..evaluate.cells import BASELINE
+
+    possible, reasons = [], []
+    for key in wanted:
+        if reason := refusal(key):
+            reasons.append(f"{key.method}: {reason}")
+        else:
+            possible.append(key)
+    if reasons and all(key.method == BASELINE for key in possible):
+        raise WrongInput(reasons[0])
+    return possible, list(dict.fromkeys(reasons))
+
+
+def say_left_out(reasons: Sequence[str]) -> None:
+    """What is not measured, on standard error."""
+    for reason in reasons:
+        print(f"gprune: left out, {reason}", file=sys.stderr)
+
+
+class Bars:
+    """How many cells are measured, and how many documents of the one at hand, on standard error.
+
+    Args:
+        disable: whether to show nothing.
+    """
+
+    def __init__(self, *, disable: bool = False) -> None:
+        # What is printed while a cell is measured is held back elsewhere.
+        self._progress = progress_bar(disable=disable, redirect_stdout=False, redirect_stderr=False)
+        self._cells = self._progress.add_task("cells")
+        self._documents = self._progress.add_task("", visible=False)
+
+    @contextmanager
+    def shown(self, cells: int) -> Iterator[None]:
+        """Show them, of so many cells, until the block ends."""
+        self._progress.update(self._cells, total=cells)
+        with self._progress:
+            yield
+
+    def started(self, key: Key) -> None:
+        """A cell is begun."""
+        self._progress.reset(self._documents, description=key.name, total=None, visible=True)
+
+    def answered(self, done: int, total: int) -> None:
+        """So many documents of it are answered."""
+        self._progress.update(self._documents, completed=done, total=total)
+
+    def finished(self, cell: Cell) -> None:
+        """A cell is there."""
+        self._progress.advance(self._cells)
