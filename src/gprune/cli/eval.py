@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .models import EMBEDDED
-from .options import Keeps, Methods, Model, WrongInput, checking_input, read_list, read_pruners
+from .options import Keeps, Methods, Model, WrongInput, checking_input, make_folder, read_list, read_pruners
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def evaluate(
         found = Tasks(include_path or ())
         for task in listed:
             found.check(task, limit)
-    cells_folder = _make(output) / "cells"
+    cells_folder = make_folder(output) / "cells"
     with checking_input():
         cells = [cell for key in wanted if (cell := load(key, cells_folder)) is not None]
     if len(cells) < len(wanted):
@@ -89,16 +88,6 @@ def evaluate(
         table = markdown(cells)
         (output / "table.md").write_text(table)
         print(table, end="")
-
-
-def _make(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WrongInput(f"output {folder} cannot be made ({error}); give another name") from error
-    if not os.access(folder, os.W_OK):
-        raise WrongInput(f"output {folder} cannot be written; give another name")
-    return folder
 
 
 def _possible(harness: Harness, wanted: Sequence[Key]) -> list[Key]:

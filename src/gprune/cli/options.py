@@ -103,6 +103,17 @@ def check_output(path: Path, *endings: str) -> None:
         raise WrongInput(f"output {path} is a folder or cannot be written; give another name")
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder of an output, made if it is not there, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"output {folder} cannot be made ({error}); give another name") from error
+    if not os.access(folder, os.W_OK):
+        raise WrongInput(f"output {folder} cannot be written; give another name")
+    return folder
+
+
 def output_files(output: Path) -> list[Path]:
     """OUTPUT.json and OUTPUT.md, whether or not one of the endings was given."""
     stem = output.with_suffix("") if output.suffix in (".json", ".md") else output
