@@ -34,11 +34,11 @@ SCENES = 50
 
 
 def fidelity(
-    pictures: Annotated[
+    input: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of pictures, a picture, or a JSONL file with an image (a path, or several) and a question in "
-            "each line; if left out, the model in the package is asked about pictures of its own benchmark.",
+            help="A folder of pictures, a picture, or a JSONL file with an image (a path, or several) and a question "
+            "in each line; if left out, the model in the package is asked about pictures of its own benchmark.",
             metavar="INPUT",
         ),
     ] = None,
@@ -64,7 +64,7 @@ def fidelity(
 ) -> None:
     """Measure how far pruned answers stay those of the unpruned model: on your model and pictures, without labels.
 
-    Example: `gprune fidelity photos/ --model llava-hf/llava-onevision-qwen2-7b-ov-hf --keep 0.5,0.3,0.2 -o results`
+    Example: `gprune fidelity photos/ --model path/to/model --keep 0.5,0.3,0.2 --target 0.98 -o results`
     """
     names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
     if question is not None and not all(each.strip() for each in question):
@@ -77,10 +77,10 @@ def fidelity(
 
         if plot is not None:
             from ..evaluate.figures import curves
-        if pictures is None:
+        if input is None:
             items = _scenes(model, question, limit or SCENES)
         else:
-            items = read_items(pictures, question or QUESTIONS)[:limit]
+            items = read_items(input, question or QUESTIONS)[:limit]
     if output is not None:
         make_folder(output)
     net, processor = load(model)
@@ -121,8 +121,8 @@ def _scenes(model: str, questions: list[str] | None, count: int) -> list[Item]:
     """The first test pictures of the embedded benchmark, each with its own question unless others are given."""
     if model != EMBEDDED:
         raise WrongInput(
-            f"no pictures are given to ask {model} about; accepted are a folder of pictures, a picture, and a JSONL file; "
-            f"name one, of pictures such as you will use"
+            f"no pictures are given to ask {model} about; accepted are a folder of pictures, a picture, and a JSONL "
+            f"file; name one, of pictures such as you will use"
         )
     from ..scenes.benchmark import examples
 

@@ -33,9 +33,6 @@ from .items import Item, Shown, show
 from .likeness import coverage, likeness
 from .records import Record, Score, label, load, save
 
-METHODS = ("graphcover", "gprune", "divprune", "tome:where=tokens", "random")
-KEEPS: tuple[Keep, ...] = (0.5, 0.3, 0.1)
-
 FLOPS_ITEMS = 8
 """First items whose floating-point operations are counted, each on its own."""
 
@@ -44,8 +41,8 @@ def fidelity(
     model: Any,
     processor: Any,
     items: Sequence[Item],
-    methods: Sequence[str] = METHODS,
-    keeps: Sequence[Keep] = KEEPS,
+    methods: Sequence[str],
+    keeps: Sequence[Keep],
     *,
     max_new_tokens: int = 64,
     batch_size: int = 1,
@@ -127,6 +124,11 @@ class _Asked:
     record: Record | None
     counted: bool
 
+    def lacks(self, name: str) -> bool:
+        """Whether a score is yet to be measured, by its `label`."""
+        score = None if self.record is None else self.record.scores.get(name)
+        return score is None or (self.counted and score.flops is None)
+
 
 @dataclass(frozen=True)
 class _Scoring:
@@ -148,11 +150,7 @@ class _Scoring:
 
     def measure(self, batch: Sequence[_Asked]) -> Iterator[tuple[_Asked, Record | str]]:
         """The record of each item, complete; or why there is none."""
-        missing = [
-            (name, method)
-            for name, method in self.runs
-            if any(each.record is None or label(name, method.keep) not in each.record.scores for each in batch)
-        ]
+        missing = [run for run in self.runs if any(each.lacks(label(run[0], run[1].keep)) for each in batch)]
         if not missing:
             yield from ((each, each.record) for each in batch if each.record is not None)
             return
@@ -189,7 +187,7 @@ class _Scoring:
             reports = iter(run.images)
             for i, (asked, record) in enumerate(zip(batch, records, strict=True)):
                 own = [next(reports) for _ in tokens[i].sizes] if method.acts != "nowhere" else []
-                flops = measure(self.model, self._alone(asked, batch, inputs), method).total if asked.counted else None
+                flops = measure(self.model, self._inputs([asked]), method).total if asked.counted else None
                 score = _score(said[i], tokens[i], own, flops, seconds)
                 records[i] = replace(record, scores={**record.scores, label(name, method.keep): score})
         return records
@@ -209,9 +207,6 @@ class _Scoring:
             record = Record(shown.names, shown.seen, shown.question, text, answer.tolist(), *pairs)
             records.append(each.record or record)
         return records
-
-    def _alone(self, asked: _Asked, batch: Sequence[_Asked], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return inputs if len(batch) == 1 else self._inputs([asked])
 
 
 def _possible(model: Any, methods: Sequence[str], keeps: Sequence[Keep]) -> tuple[list[tuple[str, Method]], list[str]]:

@@ -48,10 +48,10 @@ class Fidelity:
         """A flat row per method and budget: each mean, and under its name with `_se` its standard error.
 
         `agreement`: share of the tokens of the answers that are the likeliest; `behind`: what that lacks to the best
-        method at the same budget. `exact`: share of the answers of which all tokens agree, which are those that the pruned
-        model gives itself. `nll`: nats per token; `rise`: over the unpruned model. `first_kl`: see `Score`. Differences
-        are paired by items. `coverage`, `worst_coverage`, `edge_share`, `visual_tokens`, `kept_tokens`, `flops`,
-        `seconds`: means over the items.
+        method at the same budget. `exact`: share of the answers of which all tokens agree, which are those that the
+        pruned model gives itself. `nll`: nats per token; `rise`: over the unpruned model. `first_kl`: see `Score`.
+        Differences are paired by items. `coverage`, `worst_coverage`, `edge_share`, `visual_tokens`, `kept_tokens`,
+        `flops`, `seconds`: means over the items.
         """
         return [self._row(name, keep) for name, keep in self.runs]
 
@@ -135,7 +135,7 @@ class Fidelity:
         return " ".join(said)
 
     def recommendation(self, target: float) -> str:
-        """The smallest budget at which a method reaches a share of agreeing tokens, and what the next smaller one gives.
+        """The smallest budget at which a method keeps a share of tokens as they are, and its next smaller one.
 
         Args:
             target: in (0, 1].
