@@ -169,6 +169,9 @@ def test_what_cannot_be_asked_is_left_out_with_the_reason(
         gprune.fidelity(*loaded, items, ["fastv"], [0.1])
     with pytest.raises(BadValue, match="no method is given"):
         gprune.fidelity(*loaded, items, ["none"], [1.0])
+    for name in ("max_new_tokens", "batch_size"):
+        with pytest.raises(BadValue, match=f"{name}=0 is out of range; accepted is an int >= 1"):
+            gprune.fidelity(*loaded, items, ["random"], [0.5], **{name: 0})  # type: ignore[arg-type]
     with pytest.raises(BadType, match="is no pair"):
         gprune.fidelity(*loaded, ["a.png"], ["random"], [0.5])  # type: ignore[list-item]
 

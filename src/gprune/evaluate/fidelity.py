@@ -19,6 +19,7 @@ from ..attach import ImageReport, refusal
 from ..attach.choosing import EVERYTHING
 from ..attach.preview import visual_tokens
 from ..attach.support import unwrapped
+from ..checks import Count, check_value
 from ..cost import UNPRUNED, measure
 from ..errors import BadValue
 from ..images import UnreadableImage
@@ -72,10 +73,12 @@ def fidelity(
         prompt that the processor refuses, is left out, with the reason.
 
     Raises:
-        BadValue: no method goes on the model, or not one item can be read.
-        BadType: an item is not such a pair.
+        BadValue: no method goes on the model, not one item can be read, or a number is below 1.
+        BadType: an item is not such a pair, or a number is no int.
         ValueError, TypeError: an unknown method or setting, an impossible budget, or a damaged file in `folder`.
     """
+    for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
+        check_value(name, value, Count(1))
     model = unwrapped(model)
     prepare(processor)
     runs, left_out = _possible(model, methods, keeps)

@@ -16,8 +16,8 @@ class Score:
     Args:
         nll: negative log-likelihood of the answer in nats, the sum over its tokens.
         agreed: tokens of the answer that are the likeliest there.
-        first_kl: Kullback-Leibler divergence of the distribution of the first token from that of the unpruned model, in
-            nats.
+        first_kl: Kullback-Leibler divergence KL(p || q) in nats, where p is the unpruned model's distribution of the
+            first token and q that under the method.
         visual_tokens: of the prompt, before pruning.
         kept_tokens: the same after pruning, on average over the LLM's layers.
         coverage, worst_coverage: of the features of all tokens by those kept to the last layer, see
