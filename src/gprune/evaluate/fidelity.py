@@ -32,7 +32,7 @@ from .fidelity_table import Fidelity
 from .forcing import answer_logits, greedy_answers
 from .items import Item, Shown, show
 from .likeness import coverage, likeness
-from .records import Record, Score, label, load, save
+from .records import Record, Score, label, load_record, save_record
 
 FLOPS_ITEMS = 8
 """First items whose floating-point operations are counted, each on its own."""
@@ -94,7 +94,7 @@ def fidelity(
                 errors.append(f"item {number}: {error}")
                 continue
             path = None if folder is None else folder / f"{scoring.fingerprint(shown)}.json"
-            record = None if path is None else load(path)
+            record = None if path is None else load_record(path)
             batch.append(_Asked(number, shown, path, record, counted=len(records) + len(batch) < FLOPS_ITEMS))
         for asked, outcome in scoring.measure(batch):
             if isinstance(outcome, str):
@@ -102,7 +102,7 @@ def fidelity(
                 continue
             records.append(outcome)
             if asked.path is not None and outcome is not asked.record:
-                save(outcome, asked.path)
+                save_record(outcome, asked.path)
         progress(len(items[start : start + batch_size]) * len(runs))
     if not records:
         raise BadValue(f"not one of {len(items)} items can be read; {errors[0] if errors else 'there are none'}")

@@ -68,7 +68,7 @@ def label(method: str, keep: Keep) -> str:
     return f"{method} keep={keep}"
 
 
-def save(record: Record, path: Path) -> None:
+def save_record(record: Record, path: Path) -> None:
     """Write a record to a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -76,11 +76,11 @@ def save(record: Record, path: Path) -> None:
     part.replace(path)
 
 
-def load(path: Path) -> Record | None:
+def load_record(path: Path) -> Record | None:
     """The record in a file; None if there is none.
 
     Raises:
-        ValueError: the file is not one that `save` wrote.
+        ValueError: the file is not one that `save_record` wrote.
     """
     if not path.exists():
         return None
