@@ -20,7 +20,7 @@ suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
 
 .PHONY: help venv demo lint test test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	app scenes reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	app scenes fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -128,6 +128,13 @@ bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded mo
 scenes: venv  ## The table of the README, from the test set
 	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
+
+fidelity: venv  ## The tables of docs/fidelity.md: how far pruned answers stay, and whether that orders methods as accuracy does
+	$(BIN)/gprune fidelity --plot docs/images/fidelity.png -o runs/fidelity
+	$(BIN)/gprune fidelity --method all,gprune:init=ones,tome:where=tokens --limit 210 --batch-size 8 -o runs/fidelity_all
+	for run in fidelity fidelity_all; do \
+		cp runs/$$run/rows.json benchmarks/results/$$run.json; cp runs/$$run/table.md benchmarks/results/$$run.md; done
+	$(BIN)/python benchmarks/fidelity.py
 
 reproduce: venv  ## The paper's tables and figures on the embedded model; delete the folder's cells to measure anew
 	$(BIN)/gprune reproduce all --limit 700 -o benchmarks/results/reproduction

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, refusal, verify
     from .errors import AmbiguousRun, BadType, BadValue, GpruneError, UnfitSettings, UnsupportedModel
+    from .evaluate.fidelity import fidelity
     from .pruners import (
         BAT,
         DART,
@@ -89,6 +90,7 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",
+    "fidelity",
     "get_pruner",
     "kept_count",
     "refusal",
@@ -98,6 +100,7 @@ __all__ = [
 
 _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
+    "evaluate.fidelity": ("fidelity",),
     "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
     "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
 }

@@ -35,6 +35,8 @@ MAX_PIXELS = 40_000_000
 
 SEEN_PIXELS = 4096 * 4096
 """The most that a processor of a supported model looks at: Qwen3-VL's limit; others see less of a picture."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""The files of a folder that are taken for pictures."""
 
 HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 """How HEIC files go on after their first four bytes."""

@@ -13,7 +13,7 @@ import pytest
 from conftest import Run
 
 
-@pytest.mark.parametrize("command", ["ask", "show", "scenes", "cost"])
+@pytest.mark.parametrize("command", ["ask", "show", "scenes", "fidelity", "cost"])
 def test_help_shows_an_example_that_parses(run: Run, photos: dict[str, Path], command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")

@@ -6,7 +6,7 @@ from ..errors import UnsupportedModel
 from .preview import reports_of, visual_tokens
 from .report import ImageReport
 from .run import Run, attach, refusal
-from .support import family_of
+from .support import family_of, unwrapped
 from .verification import verify
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "family_of",
     "refusal",
     "reports_of",
+    "unwrapped",
     "verify",
     "visual_tokens",
 ]

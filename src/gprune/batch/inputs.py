@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""The files of a folder that are taken for pictures."""
+from ..images import PICTURES
+
 TABLES = (".parquet", ".jsonl")
 ACCEPTED = f"accepted are a folder, a glob, and {' and '.join(TABLES)} files, local or by a URI of pyarrow"
 BLOCK_ROWS = 128

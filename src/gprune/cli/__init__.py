@@ -15,6 +15,7 @@ from .batch import batch
 from .bench import bench
 from .cost import cost
 from .eval import evaluate
+from .fidelity import fidelity
 from .methods import methods
 from .options import WrongInput
 from .reproduce import reproduce
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, cost, batch, bench, methods, reproduce, verify):
+for command in (ask, show, scenes, fidelity, cost, batch, bench, methods, reproduce, verify):
     app.command()(command)
 app.command("app")(page)
 app.command("eval")(evaluate)

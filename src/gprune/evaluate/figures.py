@@ -25,6 +25,7 @@ _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STROKES = ("-", "--", ":")
 _DPI = 150
+_KEY, _CHARACTER = 0.55, 0.075  # inches of an entry of the legend: what stands before its text, and each character
 _WIDEST = 1200  # pixels of pictures below one another
 
 
@@ -94,7 +95,8 @@ def curves(cells: Sequence[Cell], columns: Sequence[str], across: str) -> Image.
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    legend_columns = min(len(labels), 5 if len(panels) > 1 else 3)
+    fitting = int(figure.get_figwidth() / (_KEY + _CHARACTER * max(map(len, labels))))
+    legend_columns = max(1, min(len(labels), fitting, 5))
     figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=9)
     return _painted(figure)
 

@@ -1,0 +1,130 @@
+"""`gprune fidelity`: which method and budget leave a model's own answers as they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .measuring import make_folder
+from .models import EMBEDDED, load
+from .options import (
+    AsJson,
+    Keeps,
+    Methods,
+    Model,
+    WrongInput,
+    check_output,
+    checking_input,
+    possible,
+    print_json,
+    read_list,
+    read_pruners,
+)
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..evaluate.items import Item
+
+SCENES = 50
+"""Test pictures of the embedded benchmark that are asked about where nothing else is given."""
+
+
+def fidelity(
+    input: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of pictures, a picture, or a JSONL file with an image (a path, or several) and a question "
+            "in each line; if left out, the model in the package is asked about pictures of its own benchmark.",
+            metavar="INPUT",
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(help="Asked of every picture that brings none; may be given several times."),
+    ] = None,
+    model: Model = EMBEDDED,
+    method: Methods = "graphcover,gprune,divprune,tome:where=tokens,random",
+    keep: Keeps = "0.5,0.3,0.1",
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the tokens of answers that is to stay as it is.")
+    ] = 0.98,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many first items.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items at once.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the results; what is finished there is not run again."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw agreement over FLOPs, as PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far pruned answers stay those of the unpruned model: on your model and pictures, without labels.
+
+    Example: `gprune fidelity photos/ --model path/to/model --keep 0.5,0.3,0.2 --target 0.98 -o results`
+    """
+    names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
+    if question is not None and not all(each.strip() for each in question):
+        raise WrongInput("a question is empty; accepted is any text; write it after --question, in quotes")
+    if plot is not None:
+        check_output(plot, ".png")
+    with checking_input():
+        from ..evaluate.items import QUESTIONS, read_items
+        from ..spec import parse_keep
+
+        if plot is not None:
+            from ..evaluate.figures import curves
+        if input is None:
+            items = _scenes(model, question, limit or SCENES)
+        else:
+            items = read_items(input, question or QUESTIONS)[:limit]
+    if output is not None:
+        make_folder(output)
+    net, processor = load(model)
+    runs, _ = possible(net, read_pruners(method, keep))
+    from ..evaluate import fidelity as measuring
+
+    with progress_bar() as progress:
+        task = progress.add_task("items x methods", total=len(items) * (len(runs) + 1))
+        measured = measuring.fidelity(
+            net,
+            processor,
+            items,
+            names,
+            read_list(keep, "keep", parse_keep),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            folder=None if output is None else output / "items",
+            progress=lambda done: progress.advance(task, done),
+        )
+    for error in measured.errors:
+        print(f"gprune: left out, {error}", file=sys.stderr)
+    if plot is not None:
+        cells = measured.cells(model)
+        curves(cells, list(cells[0].scores), "flops").save(plot)
+    advice = measured.recommendation(target)
+    text = f"{measured.markdown()}\n{advice}\n"
+    if output is not None:
+        (output / "table.md").write_text(text)
+        (output / "rows.json").write_text(json.dumps(measured.rows, indent=1) + "\n")
+    if as_json:
+        print_json(measured.rows)
+        print(advice, file=sys.stderr)
+    else:
+        print(text, end="")
+
+
+def _scenes(model: str, questions: list[str] | None, count: int) -> list[Item]:
+    """The first test pictures of the embedded benchmark, each with its own question unless others are given."""
+    if model != EMBEDDED:
+        raise WrongInput(
+            f"no pictures are given to ask {model} about; accepted are a folder of pictures, a picture, and a JSONL "
+            f"file; name one, of pictures such as you will use"
+        )
+    from ..scenes.benchmark import samples
+
+    shown = samples("test", count)
+    return [([each.picture], asked) for each in shown for asked in questions or [each.question.question]]
