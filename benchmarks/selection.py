@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gprune import Random, View, VisualTokens
 from gprune.attach.call import prune
-from gprune.attach.encoding import encode
+from gprune.attach.encoding import encode_call
 from gprune.evaluate.cells import versions
 from gprune.evaluate.noise import build_prompts, random_model
 from gprune.families.architectures import architecture
@@ -69,7 +69,7 @@ def between(net: Any, prompts: dict[str, Tensor], device: str) -> Callable[[], o
     run = Random(KEEP).attach(net)
     call: dict[str, Any] = {name: value.to(device) for name, value in prompts.items()}
     call["pixel_values"] = call["pixel_values"].to(net.dtype)
-    call, encoded = encode(net, call, ["image"])
+    call, encoded = encode_call(net, call, ["image"])
     return partial(prune, net, run, {**call, "mm_encoder_outputs": encoded}, None)
 
 

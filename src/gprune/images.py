@@ -145,7 +145,7 @@ WHITES = {"F": (1.0, 255.0), "I": (255.0, 4095.0, 16383.0), "I;16": (4095.0, 163
 """What is white in floats, in integers and in 16 bits: the first that covers the brightest pixel, or else 65535. 12 and
 14 bits only where a quarter of them is reached, so that a dark picture of 16 bits stays dark."""
 
-ROUNDING = 1.01
+PAST_WHITE = 1.01
 """How far floats may pass a white, by rounding or a sharp resize; they are clipped."""
 
 
@@ -156,7 +156,7 @@ def _to_grey(picture: Image.Image) -> Image.Image:
         raise BadValue("it has pixels that are NaN or Inf")
     peak = values.max(initial=0)
     whites = WHITES[picture.mode[:4]]
-    slack = ROUNDING if picture.mode == "F" else 1.0
+    slack = PAST_WHITE if picture.mode == "F" else 1.0
     covering = (each for each in whites if peak <= each * slack and (each < 4095 or peak > each / 4))
     white = next(covering, max(65535.0, peak if peak > 65535 * slack else 0))
     grey = Image.fromarray(np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8))

@@ -9,11 +9,11 @@ from gradio.queueing import Event, Queue
 
 MAX_WAITING = 20
 """Events of one session that may wait at once; the page itself sends about ten."""
-PATIENCE = 10.0
+HEARD_WITHIN = 10.0
 """Seconds for which an event waits for somebody to listen to what becomes of it."""
 
 
-class Line(Queue):
+class WaitingLine(Queue):
     """Gradio's queue, in which an event is begun when its session listens, and forgotten when none does."""
 
     async def push(self, body: Any, request: Any, username: str | None) -> tuple[bool, Any, Any]:
@@ -38,7 +38,7 @@ class Line(Queue):
         for event in self._waiting():
             if self._is_heard(event):
                 event.heard = now
-            elif now - _last_heard(event) > PATIENCE:
+            elif now - _last_heard(event) > HEARD_WITHIN:
                 self._forget(event)
             else:
                 absent.append(event)

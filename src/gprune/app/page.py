@@ -27,7 +27,7 @@ except ImportError as error:
 
 with GRADIO.checked():
     from .guard import LOOPBACK, Closed, Guarded, trusted_names
-    from .line import Line
+    from .line import WaitingLine
 
 MAX_FILE_SIZE = "20mb"
 SESSIONS = 100
@@ -301,7 +301,7 @@ def serve(
     first = examples()[0]
     studio.warm_up(Subject(first.picture, first.name))
     page = build(studio, max_pixels).queue(max_size=SESSIONS, api_open=False)
-    page._queue = Line(True, page.max_threads, 1, SESSIONS, page)
+    page._queue = WaitingLine(True, page.max_threads, 1, SESSIONS, page)
     try:
         _, url, _ = page.launch(
             server_name=host,

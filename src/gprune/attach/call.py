@@ -15,7 +15,7 @@ from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, 
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import Columns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
-from .encoding import EncoderOutputs, encode, is_cut, keep_rows
+from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows
 from .positions import next_position, renumber
 from .verification import verify_untested
 
@@ -58,7 +58,7 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     untouched, state = state is None, state or _unpruned(model, call, cached)
     call = skip_replayed(model, call, state, cached)
     columns = read_columns(model, call, state, cached, visual=True)
-    given, outputs = encode(model, call, carried)
+    given, outputs = encode_call(model, call, carried)
     call = own_types(given)
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))

@@ -148,7 +148,7 @@ def is_cut(call: Mapping[str, Any]) -> bool:
     return any(output.get(host.UNPOOLED) is None for output in (call.get(host.ENCODED) or {}).values())
 
 
-def encode(
+def encode_call(
     model: PreTrainedModel, call: dict[str, Any], carried: Sequence[Modality]
 ) -> tuple[dict[str, Any], EncoderOutputs]:
     """Take the pixels out of a call, encoding them if `generate()` has not.

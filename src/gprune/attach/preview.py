@@ -11,7 +11,7 @@ from torch import Tensor
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import VisualTokens
 from .choosing import Prompt, gather
-from .encoding import encode
+from .encoding import encode_call
 from .report import ImageReport, report_images
 from .run import attach
 
@@ -38,7 +38,7 @@ def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> V
     if inputs.get("pixel_values") is None:
         raise ValueError("the inputs have no pixel_values; accepted are inputs with an image; give the processor one")
     with attach(method, model) as run:
-        _, outputs = encode(run.model, dict(inputs), ["image"])
+        _, outputs = encode_call(run.model, dict(inputs), ["image"])
         ids = inputs["input_ids"]
         valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         prompt = Prompt.of(run.model, ids, valid)

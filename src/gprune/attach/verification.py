@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..pruners import L2Norm, Unpruned
-from .encoding import encode, encoding_of, unrecorded
+from .encoding import encode_call, encoding_of, unrecorded
 from .support import family_of, unwrapped
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 STEPS = 3
 """Tokens that are decoded for a check."""
 
-ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 """The change that rounding may make, as a share of the logits' norm, by dtype of the model; `COARSE` for others."""
 
 COARSE = 0.1
 """A lost mask, position or cache changes half of the logits' norm or more."""
 
-EVERYTHING = L2Norm(keep=1.0)
-HALF = L2Norm(keep=0.5, positions="contiguous")
+KEEP_ALL = L2Norm(keep=1.0)
+KEEP_HALF = L2Norm(keep=0.5, positions="contiguous")
 """Half of the tokens, renumbered: what forgets that tokens were dropped shows in the logits."""
 
 _checked: WeakSet[type] = WeakSet()
@@ -64,10 +64,10 @@ def verify(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
     with _bare(model) as bare:
         call = _padded(bare, dict(inputs))
         changes = {
-            "keeping every visual token": _change(bare, call, (None, True), (EVERYTHING, True)),
-            "decoding with a KV cache after pruning": _change(bare, call, (HALF, False), (HALF, True)),
+            "keeping every visual token": _change(bare, call, (None, True), (KEEP_ALL, True)),
+            "decoding with a KV cache after pruning": _change(bare, call, (KEEP_HALF, False), (KEEP_HALF, True)),
         }
-    allowed = ROUNDING.get(model.dtype, COARSE)
+    allowed = TOLERANCE.get(model.dtype, COARSE)
     for what, change in changes.items():
         if not change <= allowed:
             raise UnsupportedModel(
@@ -134,7 +134,7 @@ def _padded(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"the inputs carry no image, only {', '.join(inputs)}; accepted are prompts with images; add one"
         )
-    call, outputs = encode(model, inputs, carried)
+    call, outputs = encode_call(model, inputs, carried)
     told = {name: value for each in outputs.values() for name, value in encoding_of(each).arguments.items()}
     ids = call["input_ids"]
     mask = call.get("attention_mask")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .models import EMBEDDED
+from .loading import EMBEDDED
 from .options import Model, checking_input
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import EMBEDDED, load
+from .loading import EMBEDDED, load_model
 from .options import (
     AsJson,
     Keeps,
@@ -55,7 +55,7 @@ def ask(
     from ..answering import reply
     from ..cost import cost_of_prompt
 
-    net, processor = load(model)
+    net, processor = load_model(model)
     inputs = build_inputs(net, processor, [(pictures, question)])
     rows, reports = [], []
     if len(runs) > 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .models import EMBEDDED
+from .loading import EMBEDDED
 from .options import AsJson, Model, WrongInput, checking_input, print_json, print_table, read_pruners
 from .progress import progress_bar
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .models import EMBEDDED, load, read_config
+from .loading import EMBEDDED, config_of, load_model
 from .options import (
     AsJson,
     Keeps,
@@ -130,8 +130,8 @@ def _subject(
     from ..families.architectures import ARCHITECTURES, architecture
 
     if name not in ARCHITECTURES:
-        read_config(name, *ARCHITECTURES)
-        net, processor = load(name)
+        config_of(name, *ARCHITECTURES)
+        net, processor = load_model(name)
         if dtype is not None:
             net = net.to(getattr(torch, dtype))
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import read_config
+from .loading import config_of
 from .options import (
     AsJson,
     Keeps,
@@ -46,7 +46,7 @@ def cost(
     from ..cost import cost as count
     from ..families.architectures import ARCHITECTURES
 
-    config = model if model in ARCHITECTURES else read_config(model, *ARCHITECTURES)
+    config = model if model in ARCHITECTURES else config_of(model, *ARCHITECTURES)
     rows: list[dict[str, Any]] = []
     for name, pruner in runs:
         with checking_input():

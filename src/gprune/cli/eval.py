@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .loading import EMBEDDED
 from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .models import EMBEDDED
 from .options import Keeps, Methods, Model, checking_input, read_list, read_pruners
 
 PAPER_TASKS = "gqa,vqav2_val,mme,pope,mmbench_en_dev_static,chartqa,docvqa_val,textvqa_val"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .loading import EMBEDDED, load_model
 from .measuring import make_folder
-from .models import EMBEDDED, load
 from .options import (
     AsJson,
     Keeps,
@@ -83,7 +83,7 @@ def fidelity(
             items = read_items(input, question or QUESTIONS)[:limit]
     if output is not None:
         make_folder(output)
-    net, processor = load(model)
+    net, processor = load_model(model)
     runs, _ = possible(net, read_pruners(method, keep))
     from ..evaluate import fidelity as measuring
 

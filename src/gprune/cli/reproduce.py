@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .loading import EMBEDDED, load_model
 from .measuring import make_folder, say_left_out
-from .models import EMBEDDED, load
 from .options import Model, WrongInput, checking_input, read_list
 from .progress import progress_bar
 
@@ -164,7 +164,7 @@ def _draw(drawn: Sequence[Experiment], setting: Setting, gallery: Gallery, outpu
     from ..evaluate.reproduction import write_drawn
     from ..evaluate.vision import Vision
 
-    vision = Vision(*load(setting.model))
+    vision = Vision(*load_model(setting.model))
     for experiment in drawn:
         with checking_input():
             path, left_out = write_drawn(experiment, setting, vision, gallery, output)

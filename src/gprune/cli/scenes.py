@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from .loading import EMBEDDED
 from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .models import EMBEDDED
 from .options import Keeps, Methods, Model, WrongInput, checking_input, print_json, read_list, read_pruners
 
 

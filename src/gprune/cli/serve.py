@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .models import read_config
+from .loading import config_of
 from .options import checking_input
 
 
@@ -39,7 +39,7 @@ def serve(
         from ..serve.launch import check_installed, run_server, server_arguments
         from ..spec import parse_keep
 
-        config = read_config(model)
+        config = config_of(model)
         arguments = server_arguments(model, config, parse_keep(keep), method, context.args, experimental=experimental)
         check_installed()
     print(f"gprune: vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)

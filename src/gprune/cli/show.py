@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import EMBEDDED, load
+from .loading import EMBEDDED, load_model
 from .options import (
     AsJson,
     Keeps,
@@ -55,7 +55,7 @@ def show(
         from ..draw import centre_crop, draw, tiles_of
     from ..answering import images_kept
 
-    net, processor = load(model)
+    net, processor = load_model(model)
     inputs = build_inputs(net, processor, [([picture], "describe the picture.")])
     kept = [(f"{name} keep={pruner.keep}", images_kept(pruner, net, inputs)[0]) for name, pruner in pruners]
     scores = [(f"scores, iterations={each.iterations}", images_kept(each, net, inputs)[0]) for each in scorers]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import EMBEDDED, load
+from .loading import EMBEDDED, load_model
 from .options import AsJson, Model, checking_input, print_json
 
 
@@ -29,7 +29,7 @@ def verify(
 
     with checking_input():
         images = [open_image(picture) for picture in pictures or ()]
-    net, processor = load(model)
+    net, processor = load_model(model)
     if images:
         inputs = build_inputs(net, processor, [([image], "What is shown here?") for image in images])
     else:

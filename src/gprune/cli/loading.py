@@ -7,10 +7,10 @@ from typing import Any
 from ..models import EMBEDDED
 from .options import checking_input
 
-__all__ = ["EMBEDDED", "load", "read_config"]
+__all__ = ["EMBEDDED", "config_of", "load_model"]
 
 
-def load(name: str) -> tuple[Any, Any]:
+def load_model(name: str) -> tuple[Any, Any]:
     """See `gprune.models.load`; what cannot be used is the user's input."""
     from ..models import load
 
@@ -18,7 +18,7 @@ def load(name: str) -> tuple[Any, Any]:
         return load(name)
 
 
-def read_config(name: str, *others: str) -> Any:
+def config_of(name: str, *others: str) -> Any:
     """See `gprune.models.read_config`; what cannot be used is the user's input."""
     from ..models import read_config
 
