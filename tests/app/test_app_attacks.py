@@ -404,7 +404,7 @@ def test_events_of_those_who_are_gone_are_not_computed(
 ) -> None:
     computed: list[str] = []
     monkeypatch.setattr(Studio, "pruners", lambda *_: computed.append("by somebody") or [])
-    monkeypatch.setattr("gprune.app.line.PATIENCE", 0.5)
+    monkeypatch.setattr("gprune.app.line.HEARD_WITHIN", 0.5)
     assert client.give({"path": client.upload(png())})[0]
     event = client.event("keep", "change")["id"]
     for _ in range(5):

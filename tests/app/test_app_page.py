@@ -26,7 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="driving a browse
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = Path(__file__).parents[2] / "build" / "app"
 METHODS = ("gprune", "graphcover", "uniform")
-HEARD_WITHIN = 60_000  # ms: a busy machine is no failure
+PATIENCE = 60_000  # ms: a busy machine is no failure
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
 
@@ -53,8 +53,8 @@ class User:
 
     def __init__(self, browser: Any, url: str, width: int = 1280) -> None:
         self.page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
-        self.page.set_default_timeout(HEARD_WITHIN)
-        playwright.expect.set_options(timeout=HEARD_WITHIN)
+        self.page.set_default_timeout(PATIENCE)
+        playwright.expect.set_options(timeout=PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
