@@ -115,7 +115,9 @@ def _refusing(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file can make a decoder raise almost anything
         cause = error.__cause__ if isinstance(error, VLLMClientError) and error.__cause__ else error
-        if isinstance(cause, (NotPublic, aiohttp.ClientConnectionError, TimeoutError)):
+        if isinstance(cause, aiohttp.ClientResponseError):
+            reason = f"its server answers with status {cause.status}"
+        elif isinstance(cause, (NotPublic, aiohttp.ClientError, TimeoutError)):
             reason = "no public address answers there"
         elif isinstance(cause, UnidentifiedImageError):
             reason = "it is no picture"
