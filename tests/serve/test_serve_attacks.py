@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import Running, data_url, post, running
-
-pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-
-import requests
+from clients import Running, data_url, post, requests, running
 from engines import picture
 from PIL import Image
 

@@ -9,11 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from clients import data_url, post, running
-
-pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-
-import requests
+from clients import data_url, post, requests, running
 from engines import contiguous
 
 from gprune import GPrune, Keep
