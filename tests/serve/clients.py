@@ -28,6 +28,8 @@ from gprune.scenes.benchmark import MAX_NEW_TOKENS
 __all__ = ["requests"]  # what comes with the extra: tests take it from here
 
 SECONDS = 300
+KEY = {"Authorization": "Bearer secret"}
+"""Of servers that are started with `--api-key secret`; others do not look at it."""
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,4 @@ def post(url: str, images: Sequence[Any], question: str, keep: Any = None, **oth
         **({} if keep is None else {"mm_processor_kwargs": {"gprune_keep": keep}}),
         **others,
     }
-    return requests.post(f"{url}/v1/chat/completions", json=body, timeout=SECONDS)
+    return requests.post(f"{url}/v1/chat/completions", json=body, headers=KEY, timeout=SECONDS)

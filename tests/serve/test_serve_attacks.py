@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import Running, data_url, post, requests, running
+from clients import KEY, Running, data_url, post, requests, running
 from engines import picture
 from PIL import Image
 
@@ -20,7 +20,7 @@ QUESTION = "what is there?"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server") / "log") as server:
+    with running(tmp_path_factory.mktemp("server") / "log", "--api-key", "secret") as server:
         yield server
 
 
@@ -56,6 +56,28 @@ def test_no_other_address_is_listened_to(server: Running) -> None:
     assert requests.get(f"{server.url}/health", timeout=30).ok
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{server.url.replace('127.0.0.1', '127.0.0.2')}/health", timeout=30)
+
+
+def test_who_has_no_key_gets_nothing(server: Running) -> None:
+    """At no path that the server tells of, nor at those that it hides."""
+    paths = requests.get(f"{server.url}/openapi.json", headers=KEY, timeout=30).json()["paths"]
+    assert {"/invocations", "/tokenize", "/v1/chat/completions"} <= paths.keys()
+    body = {"model": "embedded", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 2, "prompt": "a"}
+    for path in {
+        *paths,
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/inference/v1/generate",
+        "//invocations",
+        "/health/../invocations",
+    }:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            response = requests.post(f"{server.url}{path}", json=body, headers=headers, timeout=60)
+            wanted = (200, 405) if path in ("/health", "/ping", "/metrics") else (401,)
+            assert response.status_code in wanted, (path, response.text)
+    answer = requests.post(f"{server.url}/invocations", json=body, headers=KEY, timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 WRONG: list[dict[str, Any]] = [
@@ -123,7 +145,7 @@ def test_the_inside_is_not_fetched_from(server: Running, listener: tuple[int, li
         refused(post(server.url, [part], QUESTION))
     message = {"role": "user", "content": [{"type": "input_image", "image_url": f"http://127.0.0.1:{port}/"}]}
     for path, body in {"responses": {"input": [message]}, "chat/completions": {"messages": [message]}}.items():
-        refused(requests.post(f"{server.url}/v1/{path}", json={"model": "embedded", **body}, timeout=60))
+        refused(requests.post(f"{server.url}/v1/{path}", json={"model": "embedded", **body}, headers=KEY, timeout=60))
     assert not visitors
 
 

@@ -15,7 +15,7 @@ from standing import Host
 import gprune.contract
 from gprune.cli import main
 from gprune.contract import UnsupportedHost
-from gprune.serve.host import GRIDS, MEDIA, MODELS, REQUESTS
+from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -67,7 +67,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MEDIA, MODELS, GRIDS):
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS):
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 

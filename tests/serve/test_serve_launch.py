@@ -80,7 +80,9 @@ def test_what_is_shut_is_not_warned_of(
     started: list[list[str]], recwarn: pytest.WarningsRecorder, others: tuple[str, ...]
 ) -> None:
     run("embedded", *others)
-    assert started[0][-len(others) :] == list(others) and "127.0.0.1" not in started[0][: -len(others)]
+    own = started[0][: -len(others)]
+    assert started[0] == [*own, *others] and "--host" not in own
+    assert ("gprune.serve.key.KeyForAll" in own) == ("--api-key" in others)
     assert not [each for each in recwarn if "without a key" in str(each.message)]
 
 
@@ -95,6 +97,7 @@ def test_what_anybody_can_use_is_warned_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run("embedded", *others).exit_code == 0
+    assert options(started[1][: -len(others)])["--middleware"] == "gprune.serve.key.KeyForAll"
 
 
 def test_what_an_operator_may_set(

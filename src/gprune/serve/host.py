@@ -59,6 +59,15 @@ MEDIA = _vllm(
 )
 """Where pictures come from; for `media.py`."""
 
+KEYS = _vllm(
+    (
+        "vllm.envs:VLLM_API_KEY",
+        "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware(app, tokens)",
+        "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware.verify_token(headers)",
+    )
+)
+"""How vLLM asks for a key; for `key.py`."""
+
 MODELS = _vllm(
     (
         "vllm.multimodal:MULTIMODAL_REGISTRY.register_processor(processor, info, dummy_inputs)",

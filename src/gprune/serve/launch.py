@@ -18,7 +18,7 @@ from typing import Any
 from ..models import EMBEDDED
 from ..tokens import Keep
 from .families import EXPERIMENTAL, architecture
-from .host import MEDIA, REQUESTS
+from .host import KEYS, MEDIA, REQUESTS
 from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -26,6 +26,9 @@ SERVER = "vllm.entrypoints.openai.api_server"
 
 PRUNING_PATH = ("--video-pruning-rate", "0.5")
 """Has vLLM ask a model where its visual tokens lie, which it does for videos; any rate does, there are no videos."""
+
+KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
+"""What asks for the server's key at every path."""
 
 THIS_MACHINE = "127.0.0.1"
 """Where the server listens unless it is told otherwise; vLLM itself listens on all addresses."""
@@ -66,7 +69,7 @@ def server_arguments(
             f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
             f"these: {shlex.join([name, json.dumps(overrides), *path])}"
         )
-    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_listening(others), *path]
+    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others), *path]
     return [*own, *others]
 
 
@@ -80,21 +83,20 @@ def server_environment(max_pixels: int) -> dict[str, str]:
     return {"VLLM_MEDIA_CONNECTOR": connector, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
 
 
-def _listening(others: Sequence[str]) -> list[str]:
-    """The option by which the server is reached from this machine alone, unless one of vLLM's says where it listens."""
+def _shut(others: Sequence[str]) -> list[str]:
+    """The options by which nobody reaches the server who is not meant to, as far as those of vLLM leave that open."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--host", nargs="?")
     parser.add_argument("--api-key", "--api_key", nargs="*", default=os.environ.get("VLLM_API_KEY"))
     given, _ = parser.parse_known_args(others)
-    if given.host is None:
-        return ["--host", THIS_MACHINE]
-    if not _is_this_machine(given.host) and not given.api_key:
+    if given.host is not None and not _is_this_machine(given.host) and not given.api_key:
         warnings.warn(
             f"the server listens on {given.host} without a key: whoever reaches that address can use it; give "
             f"--api-key, and read docs/security.md",
             stacklevel=3,
         )
-    return []
+    listen = ["--host", THIS_MACHINE] if given.host is None else []
+    return [*listen, *(["--middleware", KEY_FOR_ALL] if given.api_key else [])]
 
 
 def _is_this_machine(host: str) -> bool:
@@ -137,6 +139,7 @@ def run_server(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         os.environ.update(environment)
         REQUESTS.check()
         MEDIA.check()
+        KEYS.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
 
