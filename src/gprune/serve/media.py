@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from PIL import UnidentifiedImageError
 
-from ..errors import GpruneError
+from ..errors import BadValue, GpruneError
 from ..images import FORMATS, read_rgb
 from .host import MEDIA
 from .settings import CONNECTOR
@@ -60,7 +60,7 @@ def public_socket(info: AddressInfo) -> socket.socket:
     """
     family, kind, protocol, _, target = info
     if not is_public(target[0]):
-        raise NotPublic
+        raise NotPublic(f"{target[0]} is not a public address")
     return socket.socket(family, kind, protocol)
 
 
@@ -77,7 +77,10 @@ class PublicConnection(HTTPConnection):
         return self._async_client
 
     def get_sync_client(self) -> Any:
-        raise NotPublic  # vLLM's server fetches with the other one
+        raise BadValue(
+            "only vLLM's server fetches by public addresses; elsewhere hand over pictures, or set "
+            "VLLM_MEDIA_CONNECTOR=http, which fetches from any address"
+        )
 
 
 _connection = PublicConnection()
@@ -88,7 +91,7 @@ class PictureIO(ImageMediaIO):
 
     def load_bytes(self, data: bytes) -> Any:
         if self.image_mode != "RGB" or self.kwargs:
-            raise ValueError("media_io_kwargs has options for images, which are always read as RGB over white")
+            raise BadValue("media_io_kwargs has options for images, which are always read as RGB over white")
         return MediaWithBytes(read_rgb(BytesIO(data), envs.VLLM_MAX_IMAGE_PIXELS), data)
 
 
