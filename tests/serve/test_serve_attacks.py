@@ -99,6 +99,7 @@ WRONG: list[dict[str, Any]] = [
     {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
     {"use_beam_search": True, "n": 10**6},
     {"stream": True, "n": 0},
+    {"truncate_prompt_tokens": 1},
     {"mm_processor_kwargs": {"gprune_keep": 0}},
     {"messages": [{"role": "user", "content": "long " * 2000}]},
 ]

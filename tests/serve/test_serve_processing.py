@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,9 +29,9 @@ class Reading:
         self.processor = MULTIMODAL_REGISTRY.create_processor(config)
         self.cache = LruKeyReplicatedSenderCache(config)
 
-    def __call__(self, image: Any, name: str | None = None) -> Any:
+    def __call__(self, image: Any, name: str | None = None, prompt: Sequence[int] = (1, IMAGE, 5)) -> Any:
         items = self.processor.info.parse_mm_data({"image": [image]})
-        inputs = ProcessorInputs([1, IMAGE, 5], items, {"image": [name]}, cache=self.cache)
+        inputs = ProcessorInputs(list(prompt), items, {"image": [name]}, cache=self.cache)
         return self.processor.apply(inputs, TimingContext(enabled=False))
 
 
@@ -46,6 +47,12 @@ def test_an_image_is_sent_with_every_request(read: Reading) -> None:
     (before,), (after,) = first["mm_kwargs"]["image"], second["mm_kwargs"]["image"]
     assert after is not None and after["pixel_values"].data.equal(before["pixel_values"].data)
     assert first["prompt_token_ids"] == second["prompt_token_ids"] != [1, IMAGE, 5]
+
+
+def test_a_prompt_without_a_place_for_its_image(read: Reading) -> None:
+    with pytest.raises(ValueError, match="the prompt has no place for one of its images"):
+        read(picture(64, 64, seed=5), prompt=[1, 5])
+    assert read(picture(64, 64, seed=5))["prompt_token_ids"]
 
 
 def test_names_of_clients(read: Reading) -> None:

@@ -20,6 +20,7 @@ REQUESTS = _vllm(
         f"{_PROCESSING}:BaseMultiModalProcessor._apply_hf_processor_main(mm_items, hf_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._matched_updates_from_result(mm_prompt_updates, match_result)",
         f"{_PROCESSING}:BaseProcessingInfo.get_hf_config()",
         f"{_PROCESSING}.context:InputProcessingContext(model_config, ...)",
         f"{_PROCESSING}:ProcessorInputs(prompt, mm_data_items, mm_uuid_items, hf_processor_mm_kwargs, cache, ...)",

@@ -93,6 +93,14 @@ class PruningProcessor(Base):
             return updates
         return [self._shortened(update, images, keep) if update.modality == "image" else update for update in updates]
 
+    def _matched_updates_from_result(self, mm_prompt_updates: Any, match_result: Mapping[str, Sequence[Any]]) -> Any:
+        if any(place is None for places in match_result.values() for place in places):
+            raise BadValue(
+                "the prompt has no place for one of its images; send a longer truncate_prompt_tokens, or none, and a "
+                "placeholder for every image"
+            )
+        return super()._matched_updates_from_result(mm_prompt_updates, match_result)
+
     @cached_property
     def _images(self) -> Any:
         """Images that were read, which are sent with every request."""
