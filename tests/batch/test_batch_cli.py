@@ -97,6 +97,7 @@ def test_killed_then_out_of_room_then_finished(tmp_path: Path) -> None:
         (("photos", "-o", "out", "--question", "?", "--model", "./none"), "model ./none cannot be loaded"),
         (("photos", "-o", "out", "--question", "?", "--server", "http://127.0.0.1:9/v1"), "does not list its models"),
         (("photos", "-o", "out", "--question", "?", "--server", "http://x/v1", "--method", "tome"), "cannot be chosen"),
+        (("photos", "-o", "out", "--question", "?", "--root", "nowhere"), "root nowhere is no folder"),
         (("photos", "-o", "out", "--question", "?", "--address", "127.0.0.1:9"), "no Ray cluster at 127.0.0.1:9"),
         (("photos", "-o", "out", "--question", "?", "--address", "local"), "no Ray cluster at local"),
         (("photos", "-o", "out", "--question", "?", "--address", "ray://x:1"), "no Ray cluster at ray://x:1"),

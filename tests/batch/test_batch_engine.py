@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,24 @@ def test_bad_rows_do_not_touch_others() -> None:
     given = sent(worker, mixed)
     assert [row["answer"] for row in given if row["error"] is None] == [row[0] for row in answer_one_by_one(asked, 0.4)]
     reasons = [row["error"] for row in given if row["error"] is not None]
-    wanted = ("is empty", "is not a picture", "cannot be read", "exceeds limit", "not found")
+    wanted = ("is empty", "is not a picture", "cannot be read", "accepted are at most 40,000,000 pixels", "not found")
     assert all(reason in found for reason, found in zip(wanted, reasons, strict=True)), reasons
     assert all(row["visual_tokens"] is row["kept_tokens"] is row["answer"] is None for row in given if row["error"])
     assert [row["error"] for row in sent(worker, [{"id": "z", "question": "?", **bad[4]}])] == ["not found"]
+
+
+def test_another_limit_of_pixels() -> None:
+    rows = [{"id": str(side), "question": "?", "picture": png(Image.new("RGB", (side, side)))} for side in (30, 31)]
+    given = sent(Worker(Stub(), max_pixels=900), rows)
+    assert [row["error"] is None for row in given] == [True, False]
+    assert "it has 31 x 31 pixels; accepted are at most 900 pixels" in given[1]["error"]
+
+
+def test_a_format_that_is_not_opened() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(buffer, "EPS")
+    [row] = sent(Worker(Stub()), [{"id": "a", "question": "?", "picture": buffer.getvalue()}])
+    assert row["error"] == "the file is not a picture"
 
 
 def test_a_row_that_fails_in_the_model_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rayenv import (
     NEW_TOKENS,
     Stub,
@@ -110,6 +113,27 @@ def test_a_row_that_kills_its_worker_does_not_hold_up_the_job_for_ever(tmp_path:
     with pytest.raises(RuntimeError, match="no row was answered for 10 seconds"):
         run(replace(job, engine=Stub("die"), patience=10))
     assert run(job).good == 4
+
+
+def test_a_table_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for name, side in {"a": 8, "large": 50}.items():
+        Image.new("RGB", (side, side)).save(root / f"{name}.png")
+    os.mkfifo(root / "pipe.png")
+    rows = [json.dumps({"image": name}) for name in ("a.png", "pipe.png", "/etc/passwd", "large.png")]
+    (root / "t.jsonl").write_text("\n".join([*rows, "[" * 200_000]))
+    monkeypatch.chdir(tmp_path)
+    job = Job(str(root / "t.jsonl"), tmp_path / "out", Stub(), "what?", root="root", max_pixels=2000)
+    summary = run(job)
+    assert (summary.good, summary.bad) == (1, 4)
+    reasons = [str(row["error"]) for row in rows_of(job.output)[1:]]
+    wanted = ("it is not a file", "it is not below", "accepted are at most 2,000 pixels", "no JSON object")
+    assert all(each in reason for each, reason in zip(wanted, reasons, strict=True)), reasons
+    with pytest.raises(ValueError, match="root nowhere is no folder; accepted is one of this machine"):
+        run(replace(job, root="nowhere"))
+    with pytest.raises(ValueError, match="max_pixels"):  # rows that were too large would stay as they are
+        run(replace(job, max_pixels=3000))
 
 
 def test_more_workers_than_there_is_room_for(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from standing import Host
 import gprune.contract
 from gprune.cli import main
 from gprune.contract import UnsupportedHost
-from gprune.serve.host import GRIDS, MODELS, REQUESTS
+from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -27,7 +27,9 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 def test_the_command_refuses_before_vllm_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # which the command would set for this process
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "VLLM_MEDIA_CONNECTOR"):
+        monkeypatch.setenv(name, str(tmp_path))  # which the command would set for this process
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
     host = Host(monkeypatch, REQUESTS)
     host.version(REQUESTS, "0.41.0")
     monkeypatch.setattr("gprune.serve.launch.check_installed", lambda: None)
@@ -65,7 +67,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MODELS, GRIDS):
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS):
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 
@@ -73,17 +75,18 @@ def test_the_installed_vllm_fits() -> None:
 def test_all_that_is_overridden_is_listed() -> None:
     """A method of vLLM by another name would no longer be overridden, which nothing else would notice."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import models, processing, qwen
+    from gprune.serve import media, models, processing, qwen
 
-    listed = {name.rpartition(".")[2].partition("(")[0] for each in (REQUESTS, MODELS, GRIDS) for name in each.names}
+    contracts = (REQUESTS, MEDIA, MODELS, GRIDS)
+    listed = {name.rpartition(".")[2].partition("(")[0] for each in contracts for name in each.names}
     kinds = [
         kind
-        for module in (models, processing, qwen)
+        for module in (media, models, processing, qwen)
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__.startswith("gprune.serve")
     ]
     overridden = {name for kind in kinds for name in _overridden(kind)}
-    assert overridden >= {"embed_multimodal", "recompute_mrope_positions", "_get_prompt_updates"}
+    assert overridden >= {"embed_multimodal", "recompute_mrope_positions", "_get_prompt_updates", "load_from_url_async"}
     assert overridden - listed == set()
 
 

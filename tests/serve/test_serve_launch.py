@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The arguments with which vLLM would have been started."""
     started: list[list[str]] = []
     monkeypatch.setattr(gprune.serve.launch, "check_installed", lambda: None)
-    monkeypatch.setattr(gprune.serve.launch, "run_server", lambda arguments: started.append(list(arguments)))
+    monkeypatch.setattr(gprune.serve.launch, "run_server", lambda arguments, _: started.append(list(arguments)))
+    for name in ("VLLM_API_KEY", "VLLM_MAX_IMAGE_PIXELS", "VLLM_MEDIA_CONNECTOR"):
+        monkeypatch.delenv(name, raising=False)
     return started
 
 
@@ -44,13 +47,14 @@ def test_the_embedded_model(started: list[list[str]]) -> None:
         "gprune_method": "gprune:init=ones",
         "gprune_keep": 0.5,
     }
-    assert result.stderr.startswith("gprune: vllm serve /")
+    settings = "VLLM_MEDIA_CONNECTOR=gprune VLLM_MAX_IMAGE_PIXELS=40000000"
+    assert result.stderr.startswith(f"gprune: {settings} vllm serve /")
 
 
 def test_a_model_in_a_folder(started: list[list[str]]) -> None:
     run(embedded_path(), "--keep", "40")
     given = options(started[0])
-    assert set(given) == {"--model", "--hf-overrides"}
+    assert set(given) == {"--model", "--hf-overrides", "--host"}
     assert given["--model"] == str(embedded_path())
     assert json.loads(given["--hf-overrides"])["gprune_keep"] == 40
 
@@ -60,6 +64,52 @@ def test_what_the_user_says_of_the_embedded_model_holds(started: list[list[str]]
     (arguments,) = started
     assert arguments[-3:] == ["--served-model-name", "small", "--dtype=bfloat16"]
     assert (arguments.count("--served-model-name"), arguments.count("--dtype")) == (1, 0)
+
+
+@pytest.mark.parametrize("others", [(), ("--port", "8001"), ("--uds", "socket")])
+def test_only_this_machine_is_listened_to(started: list[list[str]], others: tuple[str, ...]) -> None:
+    run("embedded", *others)
+    assert options(started[0])["--host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [("--host", "127.0.0.1"), ("--host=::1",), ("--host", "localhost"), ("--host", "0.0.0.0", "--api-key", "a", "b")],
+)
+def test_what_is_shut_is_not_warned_of(
+    started: list[list[str]], recwarn: pytest.WarningsRecorder, others: tuple[str, ...]
+) -> None:
+    run("embedded", *others)
+    own = started[0][: -len(others)]
+    assert started[0] == [*own, *others] and "--host" not in own
+    assert ("gprune.serve.key.KeyForAll" in own) == ("--api-key" in others)
+    assert not [each for each in recwarn if "without a key" in str(each.message)]
+
+
+@pytest.mark.parametrize("others", [("--host", "0.0.0.0"), ("--host=::",), ("--host", ""), ("--host", "example.org")])
+def test_what_anybody_can_use_is_warned_of(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
+) -> None:
+    with pytest.warns(UserWarning, match="without a key: whoever reaches that address can use it; give --api-key"):
+        run("embedded", *others)
+    assert started[0][-len(others) :] == list(others)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("embedded", *others).exit_code == 0
+    assert options(started[1][: -len(others)])["--middleware"] == "gprune.serve.key.KeyForAll"
+
+
+def test_what_an_operator_may_set(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    result = run("embedded", "--max-pixels", "100", "--trust-uuid")
+    assert "VLLM_MAX_IMAGE_PIXELS=100 " in result.stderr
+    assert json.loads(options(started[0])["--hf-overrides"])["gprune_trust_uuid"] is True
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "200")
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "http")
+    assert run("embedded").stderr.startswith("gprune: VLLM_MEDIA_CONNECTOR=http VLLM_MAX_IMAGE_PIXELS=200 vllm")
+    assert run("embedded", "--max-pixels", "0").exit_code == 2
 
 
 def _other_family(folder: Path, model_type: str) -> Path:

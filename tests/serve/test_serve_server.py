@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-
-import requests
+from clients import data_url, post, requests, running
 from engines import contiguous
-from PIL import Image
 
 from gprune import GPrune, Keep
 from gprune.prompt import build_inputs
@@ -31,67 +20,20 @@ from gprune.scenes.model import load_embedded
 DEFAULT = 0.3
 TESTS = list(samples("test", 42))
 BUDGETS: tuple[Keep | None, ...] = (None, 0.5, 40, 1.0, 0.1, 1)
-SECONDS = 300
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "gprune", "serve", "embedded", "--keep", str(DEFAULT), "--port", str(port)]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(2**27)]
-    command += ["--enforce-eager", "--trust-request-mm-kwargs"]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(process, url, log)
-        yield url
-        assert process.poll() is None, "the server did not outlive its requests"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-4000:]
-        try:
-            if requests.get(f"{url}/health", timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(1)
-    raise AssertionError(log.read_text()[-4000:])
+    with running(
+        tmp_path_factory.mktemp("server") / "log", "--trust-request-mm-kwargs", keep=DEFAULT
+    ) as running_server:
+        yield running_server.url
 
 
 @pytest.fixture(scope="module")
 def embedded() -> tuple[Any, Any]:
     return load_embedded()
-
-
-def data_url(picture: Image.Image, cut: float = 1.0) -> str:
-    """A picture as PNG, or the first part of the file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    data = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(data[: int(len(data) * cut)]).decode()
-
-
-def post(url: str, images: Sequence[str], question: str, keep: Any = None, **others: Any) -> requests.Response:
-    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}} for image in images]
-    body = {
-        "model": "embedded",
-        "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
-        "max_tokens": LONGEST_ANSWER,
-        "temperature": 0,
-        **({} if keep is None else {"mm_processor_kwargs": {"gprune_keep": keep}}),
-        **others,
-    }
-    return requests.post(f"{url}/v1/chat/completions", json=body, timeout=SECONDS)
 
 
 def asked(url: str, example: Sample, keep: Keep | None) -> tuple[str, int]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..evaluate.answers import Response, describe
-from ..images import UnreadableImage
+from ..images import MAX_PIXELS, UnreadableImage
 from .pictures import open_picture
 
 Ask = Callable[[Sequence[tuple[Image.Image, str]]], list[Response]]
@@ -58,7 +58,8 @@ class Worker:
     What goes wrong with the engine is sent, not raised: it arrives as one sentence, not as a trace through Ray.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
         self._failure: str | None = None
         try:
             self._ask = engine.start()
@@ -90,7 +91,7 @@ class Worker:
                 answers[i] = Response(error=row["error"])
                 continue
             try:
-                asked[i] = open_picture(row["picture"]), row["question"]
+                asked[i] = open_picture(row["picture"], self._max_pixels), row["question"]
             except UnreadableImage as error:
                 answers[i] = Response(error=str(error))
         if asked:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ..images import PICTURES
 
@@ -151,8 +151,7 @@ def _find(filesystem: FileSystem, root: str, given: str) -> tuple[str, list[str]
     if found.type == FileType.File:
         return os.path.dirname(root), [root]
     if found.type == FileType.Directory:
-        infos = filesystem.get_file_info(FileSelector(root, recursive=True))
-        files = [path for path in _visible(infos, root) if _suffix(path) in (*PICTURES, *TABLES)]
+        files = _files(filesystem, root, lambda path: _suffix(path) in (*PICTURES, *TABLES))
         if not files:
             raise ValueError(f"folder {given} has no pictures ({', '.join(PICTURES)}) and no tables; {ACCEPTED}")
         return root, files
@@ -160,18 +159,58 @@ def _find(filesystem: FileSystem, root: str, given: str) -> tuple[str, list[str]
     base = os.path.dirname(before)
     if not wildcard or filesystem.get_file_info(base).type != FileType.Directory:
         raise FileNotFoundError(f"input {given} does not exist; {ACCEPTED}")
-    infos = filesystem.get_file_info(FileSelector(base, recursive=True))
     matches = re.compile(glob_translate(root)).match
-    files = [path for path in _visible(infos, base) if matches(path)]
+    files = _files(filesystem, base, lambda path: matches(path) is not None)
     if not files:
         raise FileNotFoundError(f"no file matches {given}; {ACCEPTED}; in the shell, put a glob in quotes")
     return base, files
 
 
-def _visible(infos: Sequence[FileInfo], base: str) -> list[str]:
-    """Paths of files in order, but for those that are hidden or marked as no data by a leading underscore."""
-    paths = sorted(info.path for info in infos if info.type == FileType.File)
-    return [path for path in paths if not re.search(r"(^|/)[._]", os.path.relpath(path, base))]
+def _files(filesystem: FileSystem, folder: str, wanted: Callable[[str], bool]) -> list[str]:
+    """The wanted files below a folder, in order, but for those that are hidden or marked as no data by an underscore.
+
+    On this machine each is there once, by its real path if that is wanted, however many links lead to it.
+    """
+
+    def visible(path: str) -> bool:
+        return wanted(path) and not re.search(r"(^|/)[._]", os.path.relpath(path, folder))
+
+    if not isinstance(filesystem, LocalFileSystem):
+        infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
+        return sorted(info.path for info in infos if info.type == FileType.File and visible(info.path))
+    links: list[str] = []
+    files: dict[str, str] = {}
+    for path, real in _walk(folder):
+        if not visible(path):
+            continue
+        if os.path.islink(path):
+            links.append(path)
+        elif os.path.isfile(path):
+            files.setdefault(real, path)
+    for path in filter(os.path.isfile, links):
+        files.setdefault(os.path.realpath(path), path)
+    return sorted(files.values())
+
+
+def _walk(folder: str) -> Iterator[tuple[str, str]]:
+    """All that is below a folder of this machine and no folder, by its path and by that without links to folders.
+
+    Each link to a folder is followed once, after all else, so that links in a circle come to an end.
+    """
+    waiting, followed = [folder], set()
+    for start in waiting:
+        for path, folders, names in os.walk(start, onerror=_raise):
+            real = os.path.realpath(path)
+            yield from ((os.path.join(path, name), os.path.join(real, name)) for name in names)
+            for name in folders:
+                link = os.path.join(real, name)
+                if os.path.islink(link) and link not in followed:
+                    followed.add(link)
+                    waiting.append(os.path.join(path, name))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _suffix(path: str) -> str:
@@ -242,11 +281,13 @@ class _Table:
                 values = json.loads(line)
                 names |= values.keys()
                 row = self._row(values, number)
-                if str(values.get(self.columns.image)).startswith("data:"):
-                    rows.append(row | {"file": self.path, "row": start})
-                else:
-                    rows.append(self._linked(row, values))
-            except (ValueError, AttributeError) as error:
+                inline = str(values.get(self.columns.image)).startswith("data:")
+                row = row | {"file": self.path, "row": start} if inline else self._linked(row, values)
+                "".join(
+                    value for value in row.values() if isinstance(value, str)
+                ).encode()  # JSON can hold half a letter
+                rows.append(row)
+            except (ValueError, AttributeError, RecursionError) as error:
                 rows.append({"id": f"{self.name}:{number}", "error": f"the line is no JSON object ({error})"})
             number += 1
         if names:

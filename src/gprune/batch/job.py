@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import BadValue
+from ..images import MAX_PIXELS
 from .cluster import check_address
 from .engine import Engine
 from .inputs import Columns, absolute, read_source
@@ -33,6 +36,8 @@ class Job:
         batch_size: rows that a worker answers at once.
         part_rows: rows of a part, and so at most what is lost if the job is killed.
         address: of a Ray cluster, HOST:PORT or "auto"; None works in processes of this machine.
+        root: folder that the files of pictures have to lie below, links resolved; None is anywhere.
+        max_pixels: of a picture, width times height; one with more is a row with its error.
         patience: seconds that the workers may take to start, and that may pass later without a row answered.
     """
 
@@ -45,12 +50,18 @@ class Job:
     batch_size: int = 8
     part_rows: int = 512
     address: str | None = None
+    root: str | None = None
+    max_pixels: int = MAX_PIXELS
     patience: int = 3600
 
     @property
     def settings(self) -> dict[str, Any]:
         """What rows depend on."""
-        asked = {"input": absolute(self.input), "question": self.question}
+        asked: dict[str, Any] = {"input": absolute(self.input), "question": self.question}
+        if self.root is not None:
+            asked["root"] = os.path.abspath(self.root)
+        if self.max_pixels != MAX_PIXELS:
+            asked["max_pixels"] = self.max_pixels
         return {**asked, **{f"{name} column": value for name, value in asdict(self.columns).items()}} | (
             self.engine.settings
         )
@@ -107,6 +118,8 @@ def run(job: Job, progress: Callable[[Progress], None] = lambda state: None) -> 
             is intact, and the same job goes on from there.
     """
     started = time.perf_counter()
+    if job.root is not None and not os.path.isdir(job.root):
+        raise BadValue(f"root {job.root} is no folder; accepted is one of this machine that all pictures lie below")
     source = read_source(job.input, job.columns, job.question)
     job.engine.check()
     check_address(job.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Generator
 from contextlib import suppress
@@ -36,12 +37,13 @@ def answer_rows(job: Job, source: Source) -> Generator[pa.Table, None, None]:
     if not len(source):
         return
     with ray_running(job.address, (job.actors or 1) + 1):
+        root = None if job.root is None else os.path.abspath(job.root)  # a task may run in another folder
         share = _share(job, len(source), ray.cluster_resources())
         rows = ray.data.from_arrow(list(source.blocks)).map_batches(
             read_pictures,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"filesystem": source.filesystem, "columns": job.columns},
+            fn_kwargs={"filesystem": source.filesystem, "columns": job.columns, "root": root},
         )
         # However many small pictures one task has read, they are shared among the workers.
         answered = rows.repartition(target_num_rows_per_block=job.batch_size).map_batches(
@@ -51,7 +53,7 @@ def answer_rows(job: Job, source: Source) -> Generator[pa.Table, None, None]:
             compute=ActorPoolStrategy(size=share.workers),
             num_cpus=share.cpus,
             num_gpus=share.gpus,
-            fn_constructor_args=(job.engine,),
+            fn_constructor_args=(job.engine, job.max_pixels),
         )
         answered.context.enable_progress_bars = False
         answered.context.wait_for_min_actors_s = job.patience

@@ -60,6 +60,16 @@ def batch(
     id_column: Annotated[
         str | None, typer.Option(help="Of tables: an id of the row; left out: the file and the number of the row.")
     ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that all files of pictures have to lie below; for tables of people you do not know."),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pictures with more pixels, width times height, are rows with an error; left out: 40 million."
+        ),
+    ] = None,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part: so many are done again after a crash.")] = 512,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +86,7 @@ def batch(
         raise WrongInput(f"--method {method} --keep {keep} are {len(pruners)} jobs; give one method and one budget")
     with checking_input():
         from ..batch import Columns, InProcess, Job, Server, run
+        from ..images import MAX_PIXELS
     [(name, pruner)] = pruners
     engine: Engine
     if server is None:
@@ -83,7 +94,12 @@ def batch(
     else:
         engine = Server(server, model, max_new_tokens, None if keep is None else pruner.keep)
     columns = Columns(image_column, question_column, id_column)
-    job = Job(input, output, engine, question, columns, actors, batch_size, part_rows, address)
+    confined = None if root is None else str(root)
+    job = Job(
+        *(input, output, engine, question, columns, actors, batch_size, part_rows, address),
+        root=confined,
+        max_pixels=max_pixels or MAX_PIXELS,
+    )
     with _bar() as progress, checking_input():
         summary = run(job, progress)
     if as_json:

@@ -30,17 +30,35 @@ def serve(
     experimental: Annotated[
         bool, typer.Option("--experimental", help="Serve Qwen2-VL, Qwen2.5-VL, Qwen3-VL too; see docs/serving.md.")
     ] = False,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="VLLM_MAX_IMAGE_PIXELS",
+            help="Pictures with more pixels, width times height, are refused; left out: 40 million.",
+        ),
+    ] = None,
+    trust_uuid: Annotated[
+        bool,
+        typer.Option("--trust-uuid", help="Let clients name pictures by a uuid, and so reach those of other clients."),
+    ] = False,
 ) -> None:
     """Serve a model by vLLM, with the OpenAI protocol, pruned; further options are vLLM's.
+
+    It listens on 127.0.0.1 alone unless `--host` is given, and fetches pictures from public addresses alone.
 
     Example: `gprune serve embedded --keep 0.3 --port 8000 --max-model-len 1024`
     """
     with checking_input():
-        from ..serve.launch import check_installed, run_server, server_arguments
+        from ..images import MAX_PIXELS
+        from ..serve.launch import check_installed, run_server, server_arguments, server_environment
         from ..spec import parse_keep
 
         config = config_of(model)
-        arguments = server_arguments(model, config, parse_keep(keep), method, context.args, experimental=experimental)
+        trusted = {"experimental": experimental, "trust_uuid": trust_uuid}
+        arguments = server_arguments(model, config, parse_keep(keep), method, context.args, **trusted)
+        environment = server_environment(max_pixels or MAX_PIXELS)
         check_installed()
-    print(f"gprune: vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)
-    run_server(arguments)
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    print(f"gprune: {settings} vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)
+    run_server(arguments, environment)

@@ -20,19 +20,54 @@ REQUESTS = _vllm(
         f"{_PROCESSING}:BaseMultiModalProcessor._apply_hf_processor_main(mm_items, hf_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._matched_updates_from_result(mm_prompt_updates, match_result)",
         f"{_PROCESSING}:BaseProcessingInfo.get_hf_config()",
-        f"{_PROCESSING}:ProcessorInputs(prompt, mm_data_items, hf_processor_mm_kwargs, ...)",
+        f"{_PROCESSING}.context:InputProcessingContext(model_config, ...)",
+        f"{_PROCESSING}:ProcessorInputs(prompt, mm_data_items, mm_uuid_items, hf_processor_mm_kwargs, cache, ...)",
         f"{_PROCESSING}:PromptReplacement(modality, target, replacement)",
         f"{_PROCESSING}:PromptUpdateDetails(full, is_embed)",
         f"{_PROCESSING}:PromptUpdateDetails.from_seq(seq)",
         f"{_PROCESSING}.processor:ResolvedPromptUpdate(content, ...)",
         f"{_PROCESSING}.processor:MultiModalProcessingResult(prompt_updates, ...)",
+        "vllm.multimodal.cache:LruKeyReplicatedSenderCache",
+        "vllm.multimodal.cache:MultiModalProcessorOnlyCache(model_config)",
         "vllm.multimodal.inputs:MultiModalFieldConfig.batched(modality, keep_on_cpu)",
+        "vllm.multimodal.parse:ImageProcessorItems.get_all()",
         "vllm.multimodal.parse:ImageProcessorItems.get_image_size(item_idx)",
         "vllm.multimodal.parse:MultiModalDataItems",
     )
 )
 """How a request becomes a prompt with placeholders; for `processing.py`."""
+
+_MEDIA = "vllm.multimodal.media"
+
+MEDIA = _vllm(
+    (
+        "vllm.envs:VLLM_MAX_IMAGE_PIXELS",
+        "vllm.envs:VLLM_MEDIA_CONNECTOR",
+        "vllm.connections:HTTPConnection()",
+        "vllm.connections:HTTPConnection.get_async_client()",
+        "vllm.connections:HTTPConnection.get_sync_client()",
+        "vllm.exceptions:VLLMClientError",
+        "vllm.exceptions:VLLMValidationError(message)",
+        f"{_MEDIA}:MEDIA_CONNECTOR_REGISTRY.register(name)",
+        f"{_MEDIA}:MediaConnector(media_io_kwargs, connection, allowed_local_media_path, allowed_media_domains)",
+        f"{_MEDIA}:MediaConnector.load_from_url_async(url, media_io)",
+        f"{_MEDIA}.base:MediaWithBytes(media, original_bytes)",
+        f"{_MEDIA}.image:ImageMediaIO(image_mode)",
+        f"{_MEDIA}.image:ImageMediaIO.load_bytes(data)",
+    )
+)
+"""Where pictures come from; for `media.py`."""
+
+KEYS = _vllm(
+    (
+        "vllm.envs:VLLM_API_KEY",
+        "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware(app, tokens)",
+        "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware.verify_token(headers)",
+    )
+)
+"""How vLLM asks for a key; for `key.py`."""
 
 MODELS = _vllm(
     (

@@ -8,15 +8,18 @@ import runpy
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from ipaddress import ip_address
 from typing import Any
 
 from ..models import EMBEDDED
 from ..tokens import Keep
 from .families import EXPERIMENTAL, architecture
-from .host import REQUESTS
-from .settings import KEEP, METHOD, served_pruner
+from .host import KEYS, MEDIA, REQUESTS
+from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
@@ -24,11 +27,24 @@ SERVER = "vllm.entrypoints.openai.api_server"
 PRUNING_PATH = ("--video-pruning-rate", "0.5")
 """Has vLLM ask a model where its visual tokens lie, which it does for videos; any rate does, there are no videos."""
 
+KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
+"""What asks for the server's key at every path."""
+
+THIS_MACHINE = "127.0.0.1"
+"""Where the server listens unless it is told otherwise; vLLM itself listens on all addresses."""
+
 
 def server_arguments(
-    model: str, config: Any, keep: Keep, method: str, others: Sequence[str] = (), *, experimental: bool = False
+    model: str,
+    config: Any,
+    keep: Keep,
+    method: str,
+    others: Sequence[str] = (),
+    *,
+    experimental: bool = False,
+    trust_uuid: bool = False,
 ) -> list[str]:
-    """What vLLM's server is to be started with.
+    """What vLLM's server is to be started with; warns of one that anybody could use.
 
     Args:
         model: hub id or folder of a transformers checkpoint, or "embedded".
@@ -37,12 +53,15 @@ def server_arguments(
         method: see `parse_pruner`.
         others: further options of vLLM.
         experimental: see `architecture`.
+        trust_uuid: whether clients may name pictures, and so reach those of others.
 
     Raises:
         ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
     """
     served_pruner(method, keep)
-    overrides = {"architectures": [architecture(config, experimental)], METHOD: method, KEEP: keep}
+    overrides: dict[str, Any] = {"architectures": [architecture(config, experimental)], METHOD: method, KEEP: keep}
+    if trust_uuid:
+        overrides[TRUST_UUID] = True
     path = PRUNING_PATH if config.model_type in EXPERIMENTAL else ()
     name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
     if name is not None:
@@ -50,7 +69,41 @@ def server_arguments(
             f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
             f"these: {shlex.join([name, json.dumps(overrides), *path])}"
         )
-    return ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *path, *others]
+    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others), *path]
+    return [*own, *others]
+
+
+def server_environment(max_pixels: int) -> dict[str, str]:
+    """What vLLM's server is to find in its environment; there an operator may name another way to fetch pictures.
+
+    Args:
+        max_pixels: of a picture, width times height; those with more are refused.
+    """
+    connector = os.environ.get("VLLM_MEDIA_CONNECTOR", CONNECTOR)
+    return {"VLLM_MEDIA_CONNECTOR": connector, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
+
+
+def _shut(others: Sequence[str]) -> list[str]:
+    """The options by which nobody reaches the server who is not meant to, as far as those of vLLM leave that open."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--host", nargs="?")
+    parser.add_argument("--api-key", "--api_key", nargs="*", default=os.environ.get("VLLM_API_KEY"))
+    given, _ = parser.parse_known_args(others)
+    if given.host is not None and not _is_this_machine(given.host) and not given.api_key:
+        warnings.warn(
+            f"the server listens on {given.host} without a key: whoever reaches that address can use it; give "
+            f"--api-key, and read docs/security.md",
+            stacklevel=3,
+        )
+    listen = ["--host", THIS_MACHINE] if given.host is None else []
+    return [*listen, *(["--middleware", KEY_FOR_ALL] if given.api_key else [])]
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _checkpoint(model: str, others: Sequence[str]) -> list[str]:
@@ -70,8 +123,12 @@ def check_installed() -> None:
         raise ImportError("serving needs vLLM, which is not installed; pip install 'gprune[vllm]'")
 
 
-def run_server(arguments: Sequence[str]) -> None:
+def run_server(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Run vLLM's server in this process until it ends.
+
+    Args:
+        arguments: see `server_arguments`.
+        environment: see `server_environment`.
 
     Raises:
         UnsupportedHost: vLLM is not one that gprune can rely on; of its models that is known only once they are loaded.
@@ -79,7 +136,10 @@ def run_server(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="gprune-metrics-") as folder:
         # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        os.environ.update(environment)
         REQUESTS.check()
+        MEDIA.check()
+        KEYS.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 from .families import ARCHITECTURES, EXPERIMENTAL
+from .settings import CONNECTOR
 
 
 def register() -> None:
     """Tell vLLM of the architectures that prune; it calls this in each of its processes, sometimes twice.
 
-    They are imported when a model asks for one (`--hf-overrides`); all others are served as ever.
+    They are imported when a model asks for one (`--hf-overrides`); all others are served as ever. So is the way to
+    fetch pictures (`VLLM_MEDIA_CONNECTOR`).
     """
     from vllm import ModelRegistry
+
+    if os.environ.get("VLLM_MEDIA_CONNECTOR") == CONNECTOR:
+        from . import media  # noqa: F401
 
     for module, architectures in {"models": ARCHITECTURES, "qwen": EXPERIMENTAL}.items():
         for name in architectures.values():

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+from ..errors import BadValue
 from ..tokens import Keep, kept_count
 from . import metrics
 from .families import views
 from .host import REQUESTS
-from .settings import KEEP, keep_of, packed, pruner_of
+from .settings import KEEP, TRUST_UUID, keep_of, packed, pruner_of
 
 with REQUESTS.checked():
+    from vllm.multimodal.cache import LruKeyReplicatedSenderCache, MultiModalProcessorOnlyCache
     from vllm.multimodal.inputs import MultiModalFieldConfig
     from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
     from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
@@ -27,6 +32,9 @@ else:
 
 PROFILING: Mapping[str, object] = MappingProxyType({KEEP: 1.0})
 """Of the dummy requests with which vLLM measures memory: a client may ask for everything."""
+
+OWN_NAMES = "renderer"
+"""How the names begin that vLLM gives to images itself when all its caches are off."""
 
 
 @dataclass
@@ -49,6 +57,13 @@ class PruningProcessor(Base):
         return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs=PROFILING)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        _check_images(inputs.mm_data_items.get("image"))
+        if not getattr(self.info.get_hf_config(), TRUST_UUID, False):
+            inputs = _without_names(inputs)
+        if isinstance(inputs.cache, LruKeyReplicatedSenderCache):
+            # It takes an image for sent once it was read. That of a request that is refused then never is, and the
+            # next request with it would fail.
+            inputs = replace(inputs, cache=self._images)
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)
         if inputs.hf_processor_mm_kwargs is not PROFILING:
             for (update,) in result.prompt_updates.get("image", ()):
@@ -78,6 +93,19 @@ class PruningProcessor(Base):
             return updates
         return [self._shortened(update, images, keep) if update.modality == "image" else update for update in updates]
 
+    def _matched_updates_from_result(self, mm_prompt_updates: Any, match_result: Mapping[str, Sequence[Any]]) -> Any:
+        if any(place is None for places in match_result.values() for place in places):
+            raise BadValue(
+                "the prompt has no place for one of its images; send a longer truncate_prompt_tokens, or none, and a "
+                "placeholder for every image"
+            )
+        return super()._matched_updates_from_result(mm_prompt_updates, match_result)
+
+    @cached_property
+    def _images(self) -> Any:
+        """Images that were read, which are sent with every request."""
+        return MultiModalProcessorOnlyCache(self.info.ctx.model_config)
+
     def _keep(self, request: Mapping[str, object]) -> Keep:
         return keep_of(self.info.get_hf_config(), request)
 
@@ -98,6 +126,31 @@ class PruningProcessor(Base):
             return Shortened(full, details.is_embed, before, kept)
 
         return PromptReplacement(update.modality, update.target, replacement)
+
+
+def _check_images(images: Any) -> None:
+    """Raise BadValue for an image that only says where it is: transformers would fetch it, or open it on this disk."""
+    if isinstance(images, ImageProcessorItems):
+        for image in images.get_all():
+            if image is not None and not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):
+                raise BadValue(
+                    f"an image is a {type(image).__name__}; accepted are pictures; send it as an image_url, in base64"
+                )
+
+
+def _without_names(inputs: Any) -> Any:
+    """Have images known by what they show alone: one that bears a client's name could be another client's.
+
+    Raises:
+        BadValue: a client gives a name.
+    """
+    names = {name for given in (inputs.mm_uuid_items or {}).values() for name in given if name is not None}
+    if any(not name.startswith(OWN_NAMES) for name in names):
+        raise BadValue(
+            "an image is named by a uuid, which this server does not accept, since clients could get each other's "
+            "images by it; send the image without one, or start gprune serve with --trust-uuid if all clients may"
+        )
+    return replace(inputs, mm_uuid_items=None)
 
 
 def _kept(config: Any, count: int, size: tuple[int, int], keep: Keep, scope: str) -> int:

@@ -18,6 +18,12 @@ from ..tokens import Keep, check_keep
 METHOD, KEEP = "gprune_method", "gprune_keep"
 """Entries of the model's config (`--hf-overrides`); `KEEP` is also one of a request's `mm_processor_kwargs`."""
 
+TRUST_UUID = "gprune_trust_uuid"
+"""Another one: whether clients may name pictures by a `uuid` of their own."""
+
+CONNECTOR = "gprune"
+"""What vLLM is to fetch pictures with (`VLLM_MEDIA_CONNECTOR`); see `media.py`."""
+
 _MOST = 2.0**53
 """More tokens than any image has; up to here a float64 counts exactly."""
 
