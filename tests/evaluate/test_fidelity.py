@@ -14,8 +14,8 @@ import gprune
 from gprune import FastV, GPrune, Unpruned
 from gprune.answering import reply
 from gprune.errors import BadType, BadValue
-from gprune.evaluate.items import Item
-from gprune.evaluate.likeness import coverage
+from gprune.evaluate.items import Query
+from gprune.evaluate.likeness import feature_coverage
 from gprune.evaluate.records import label
 from gprune.prompt import build_inputs
 from gprune.scenes.benchmark import samples
@@ -30,12 +30,12 @@ def loaded() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
+def items() -> list[Query]:
     shown = list(samples("test", 5))
     return [*(([each.picture], each.question.question) for each in shown), ([shown[0].picture], QUESTION)]
 
 
-def test_scores_are_those_of_generated_answers(loaded: tuple[Any, Any], items: list[Item]) -> None:
+def test_scores_are_those_of_generated_answers(loaded: tuple[Any, Any], items: list[Query]) -> None:
     model, processor = loaded
     found = gprune.fidelity(model, processor, items, ["gprune", "fastv"], [0.5], max_new_tokens=12)
     assert [len(each.tokens) <= 12 for each in found.records] == [True] * len(items)
@@ -57,7 +57,7 @@ def test_scores_are_those_of_generated_answers(loaded: tuple[Any, Any], items: l
     assert not all(equal)
 
 
-def test_likelihood_divergence_and_coverage_by_the_long_way(loaded: tuple[Any, Any], items: list[Item]) -> None:
+def test_likelihood_divergence_and_coverage_by_the_long_way(loaded: tuple[Any, Any], items: list[Query]) -> None:
     model, processor = loaded
     [record] = gprune.fidelity(model, processor, items[-1:], ["gprune"], [0.3], max_new_tokens=6).records
     inputs = build_inputs(model, processor, [items[-1]])  # type: ignore[list-item]
@@ -81,12 +81,12 @@ def test_likelihood_divergence_and_coverage_by_the_long_way(loaded: tuple[Any, A
     p, q = steps["none"][0].double(), steps["gprune"][0].double()
     assert score.first_kl == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-5)
     tokens = gprune.attach.preview.visual_tokens(GPrune(keep=0.3), model, inputs)
-    assert (score.coverage, score.worst_coverage) == pytest.approx(coverage(tokens, [run.images[0].kept]))
+    assert (score.coverage, score.worst_coverage) == pytest.approx(feature_coverage(tokens, [run.images[0].kept]))
     assert score.edge_share == pytest.approx(run.images[0].edge_share)
     assert record.edge_share == pytest.approx(run.images[0].edge_share, abs=1e-4)
 
 
-def test_batches_and_several_pictures(loaded: tuple[Any, Any], items: list[Item]) -> None:
+def test_batches_and_several_pictures(loaded: tuple[Any, Any], items: list[Query]) -> None:
     two = ([*items[0][0], *items[1][0]], items[0][1])
     given, methods = [*items[:3], two, *items[3:]], ["gprune", "tome", "vtw"]
     alone = gprune.fidelity(*loaded, given, methods, [0.5], max_new_tokens=6)
@@ -108,7 +108,7 @@ def test_batches_and_several_pictures(loaded: tuple[Any, Any], items: list[Item]
 
 
 def test_what_is_in_the_folder_is_not_measured_again(
-    loaded: tuple[Any, Any], items: list[Item], tmp_path: Path
+    loaded: tuple[Any, Any], items: list[Query], tmp_path: Path
 ) -> None:
     model, processor = loaded
     done: list[int] = []
@@ -137,7 +137,7 @@ def test_what_is_in_the_folder_is_not_measured_again(
     assert len(list(tmp_path.glob("*.json"))) == len(items) + 1  # another answer
 
 
-def test_a_damaged_file_is_named(loaded: tuple[Any, Any], items: list[Item], tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(loaded: tuple[Any, Any], items: list[Query], tmp_path: Path) -> None:
     gprune.fidelity(*loaded, items[:1], ["random"], [0.3], max_new_tokens=2, folder=tmp_path)
     [path] = tmp_path.glob("*.json")
     for text in ("", "[]", "{}", json.dumps({**json.loads(path.read_text()), "scores": {"none keep=1.0": {}}})):
@@ -147,10 +147,10 @@ def test_a_damaged_file_is_named(loaded: tuple[Any, Any], items: list[Item], tmp
 
 
 def test_what_cannot_be_asked_is_left_out_with_the_reason(
-    loaded: tuple[Any, Any], items: list[Item], tmp_path: Path
+    loaded: tuple[Any, Any], items: list[Query], tmp_path: Path
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    bad: list[Item] = [([tmp_path / "text.png"], "what?"), ([halves()], "what is <image> here?")]
+    bad: list[Query] = [([tmp_path / "text.png"], "what?"), ([halves()], "what is <image> here?")]
     for size in (1, 3):
         found = gprune.fidelity(
             *loaded, [bad[0], items[0], bad[1]], ["random", "fastv"], [0.5, 0.1], max_new_tokens=2, batch_size=size
@@ -176,7 +176,7 @@ def test_what_cannot_be_asked_is_left_out_with_the_reason(
         gprune.fidelity(*loaded, ["a.png"], ["random"], [0.5])  # type: ignore[list-item]
 
 
-def test_a_run_that_is_attached_changes_nothing_and_stays(loaded: tuple[Any, Any], items: list[Item]) -> None:
+def test_a_run_that_is_attached_changes_nothing_and_stays(loaded: tuple[Any, Any], items: list[Query]) -> None:
     model, processor = loaded
     alone = gprune.fidelity(model, processor, items[:2], ["random"], [0.3], max_new_tokens=4)
     with GPrune(keep=0.1)(model) as run:

@@ -10,7 +10,7 @@ from pictures import halves, write_photos
 from PIL import Image
 
 from gprune.errors import BadType, BadValue
-from gprune.evaluate.items import QUESTIONS, read_items, show
+from gprune.evaluate.items import DEFAULT_QUESTIONS, open_query, read_items
 from gprune.images import UnreadableImage
 
 
@@ -22,7 +22,7 @@ def test_a_folder_is_searched_and_every_question_asked_of_every_picture(tmp_path
     (tmp_path / "notes.txt").write_text("no picture")
     asked = [(path.relative_to(tmp_path).as_posix(), question) for [path], question in read_items(tmp_path, ["1", "2"])]
     assert asked == [(name, question) for name in sorted(names) for question in ("1", "2")]
-    assert [question for _, question in read_items(tmp_path / "a.jpg")] == list(QUESTIONS)
+    assert [question for _, question in read_items(tmp_path / "a.jpg")] == list(DEFAULT_QUESTIONS)
 
 
 def test_a_line_has_one_picture_or_several_beside_the_file(tmp_path: Path) -> None:
@@ -64,19 +64,19 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 def test_pictures_are_shown_open_or_from_files_and_known_by_what_they_show(tmp_path: Path) -> None:
     paths = write_photos(tmp_path)
-    from_file = show(([paths["coffee"], halves()], "what?"))
+    from_file = open_query(([paths["coffee"], halves()], "what?"))
     assert from_file.names == [str(paths["coffee"]), "24 x 16 picture"] and from_file.question == "what?"
     with Image.open(paths["coffee"]) as coffee:
-        assert show(([coffee, halves()], "else?")).seen == from_file.seen
-    assert show(([halves(), paths["coffee"]], "what?")).seen != from_file.seen
+        assert open_query(([coffee, halves()], "else?")).seen == from_file.seen
+    assert open_query(([halves(), paths["coffee"]], "what?")).seen != from_file.seen
 
 
 def test_what_is_no_item(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UnreadableImage, match="is not a picture"):
-        show(([tmp_path / "text.png"], "what?"))
+        open_query(([tmp_path / "text.png"], "what?"))
     with pytest.raises(BadValue, match="has no picture"):
-        show(([], "what?"))
+        open_query(([], "what?"))
     for item in ("a.png", ("a.png", "what?"), ([halves()], 3), ([halves()],), (halves(), "what?")):
         with pytest.raises(BadType, match="is no pair"):
-            show(item)  # type: ignore[arg-type]
+            open_query(item)  # type: ignore[arg-type]

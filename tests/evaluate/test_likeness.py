@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gprune import GPrune, View, VisualTokens
-from gprune.evaluate.likeness import coverage, likeness
+from gprune.evaluate.likeness import feature_coverage, likeness
 
 
 def image(count: int = 60, seed: int = 0) -> VisualTokens:
@@ -52,18 +52,18 @@ def test_a_token_alone_has_no_pairs() -> None:
 def test_coverage_by_hand() -> None:
     ones = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [9.0, 9.0]])
     tokens = VisualTokens(ones, (View(torch.arange(4)),), (5,))  # the last is a newline, which covers nothing
-    found = coverage(tokens, [torch.tensor([1, 4])])
+    found = feature_coverage(tokens, [torch.tensor([1, 4])])
     assert found is not None
     assert found.mean == pytest.approx((1 + 1 + 0 + 0.5**0.5) / 4)
     assert found.worst == pytest.approx(0)
-    assert coverage(tokens, [torch.arange(5)]) == pytest.approx((1, 1))
-    assert coverage(tokens, [torch.tensor([4])]) is None
+    assert feature_coverage(tokens, [torch.arange(5)]) == pytest.approx((1, 1))
+    assert feature_coverage(tokens, [torch.tensor([4])]) is None
 
 
 def test_coverage_of_several_images_is_over_all_their_tokens() -> None:
     first, second = image(), image(200, seed=1)
     rows = [torch.arange(0, 60, 7), torch.arange(0, 200, 50)]
-    found = coverage(VisualTokens.cat([first, second]), rows)
+    found = feature_coverage(VisualTokens.cat([first, second]), rows)
     values = []
     for tokens, kept in zip((first, second), rows, strict=True):
         unit = torch.nn.functional.normalize(tokens.features.double(), dim=-1)

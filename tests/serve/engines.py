@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
 from gprune import GPrune, Keep, Pruner
 from gprune.prompt import ask, build_inputs
-from gprune.serve.families import architecture
+from gprune.serve.families import served_architecture
 
 SMALL: dict[str, Any] = {
     "dtype": "float32",
@@ -47,7 +47,7 @@ def pruned(path: Path, **settings: Any) -> dict[str, Any]:
     """The options with which vLLM prunes a checkpoint."""
     from transformers import AutoConfig
 
-    name = architecture(AutoConfig.from_pretrained(path), experimental=True)
+    name = served_architecture(AutoConfig.from_pretrained(path), experimental=True)
     return {"hf_overrides": {"architectures": [name], **settings}}
 
 

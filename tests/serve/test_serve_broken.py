@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
 from gprune import GPrune, VisualTokens
-from gprune.serve.models import _select
+from gprune.serve.one_axis import _select
 
 
 def test_broken_features_still_give_as_many_rows_as_were_promised(caplog: pytest.LogCaptureFixture) -> None:

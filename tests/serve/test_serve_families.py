@@ -9,15 +9,15 @@ import torch
 from families import FAMILIES, Size
 
 from gprune import PRUNERS, GPrune
-from gprune.serve.families import ARCHITECTURES, EXPERIMENTAL, architecture, views
-from gprune.serve.settings import keep_of, packed, pruner_of, served_pruner, unpacked
+from gprune.serve.families import EXPERIMENTAL, SERVED, served_architecture, views
+from gprune.serve.settings import keep_of, keep_tensor, pruner_of, served_pruner, unpacked
 
 SIZES: tuple[Size, ...] = ((16, 16), (20, 40), (40, 40), (30, 18), (100, 3), (3, 100), (200, 170))
 FEATURES_ALONE = ("gprune", "random", "uniform", "l2norm", "divprune", "graphcover")
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SERVED)
 def test_views_are_those_of_the_family(name: str, size: Size) -> None:
     family = FAMILIES[name]
     count, layout = family.image_layout(size)
@@ -46,34 +46,34 @@ def test_another_number_of_tokens_is_refused(name: str) -> None:
 
 def test_models_that_vllm_cannot_prune() -> None:
     accepted = "accepted are llava, llava_next, llava_onevision, internvl"
-    for name in set(FAMILIES) - set(ARCHITECTURES) - set(EXPERIMENTAL):
+    for name in set(FAMILIES) - set(SERVED) - set(EXPERIMENTAL):
         with pytest.raises(ValueError, match=f"model_type '{name}' pruned; {accepted}"):
-            architecture(FAMILIES[name].build()[0], experimental=True)
+            served_architecture(FAMILIES[name].build()[0], experimental=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTAL)
 def test_an_experiment_is_asked_for(name: str) -> None:
     config, _ = FAMILIES[name].build()
     with pytest.raises(ValueError, match=f"'{name}' pruned only as an experiment; .* --experimental"):
-        architecture(config)
-    assert architecture(config, experimental=True) == EXPERIMENTAL[name]
+        served_architecture(config)
+    assert served_architecture(config, experimental=True) == EXPERIMENTAL[name]
 
 
 def test_a_llava_with_line_breaks() -> None:
     config, _ = FAMILIES["llava"].build()
     config.vision_config.model_type = "pixtral"
     with pytest.raises(ValueError, match="vision tower of model_type 'pixtral'"):
-        architecture(config)
+        served_architecture(config)
 
 
 @pytest.mark.parametrize("keep", [0.3, 1.0, 1e-9, 0.1, 1, 2, 128, 10**6])
 def test_a_budget_arrives_as_it_was_sent(keep: float) -> None:
-    arrived = unpacked(packed(keep))
+    arrived = unpacked(keep_tensor(keep))
     assert (arrived, type(arrived)) == (keep, type(keep))
 
 
 def test_a_number_beyond_all_floats_keeps_all() -> None:
-    assert unpacked(packed(10**400)) >= 2**50
+    assert unpacked(keep_tensor(10**400)) >= 2**50
 
 
 def test_methods_that_need_features_alone() -> None:

@@ -93,13 +93,13 @@ def test_all_that_is_overridden_is_listed() -> None:
 def test_a_model_whose_own_pruning_cannot_be_put_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its columns after the features would be read as places."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import models, qwen
+    from gprune.serve import one_axis, qwen
 
     class Renamed(qwen.PlacingModel):
         pass
 
     monkeypatch.setattr(qwen, "check_offered", lambda config: None)
-    monkeypatch.setattr(models.PruningModel, "__init__", lambda self, **_: None)
+    monkeypatch.setattr(one_axis.PruningModel, "__init__", lambda self, **_: None)
     with pytest.raises(UnsupportedHost, match=r"Renamed\.is_multimodal_pruning_enabled is missing"):
         Renamed(vllm_config=None)
     Renamed.is_multimodal_pruning_enabled = True  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from .. import host
 from ..host import Modality
 from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, check_unpacked
 from .choosing import BatchSelection, Prompt, choose, gather
-from .columns import Columns, all_types, drop_columns, own_types, read_columns, skip_replayed
+from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
 from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows
 from .positions import next_position, renumber
@@ -150,7 +150,7 @@ def decode(call: dict[str, Any], cache: Any, conversation: Conversation, cached:
     return {**call, **shown, host.ENCODED: outputs}
 
 
-def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: Columns) -> dict[str, Any]:
+def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: TokenColumns) -> dict[str, Any]:
     """A call with these columns."""
     rewritten = {**call, "attention_mask": columns.mask, "position_ids": columns.positions}
     return _handed_over(all_types(rewritten, columns.cached.shape[1]), outputs)

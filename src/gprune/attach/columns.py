@@ -16,7 +16,7 @@ from .positions import read_positions, token_row
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class TokenColumns:
     """The columns of one call.
 
     Args:
@@ -57,7 +57,9 @@ def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheStat
     return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
 
 
-def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int, visual: bool) -> Columns:
+def read_columns(
+    model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int, visual: bool
+) -> TokenColumns:
     """The columns of a call as its caller sees and numbers them, next to the `cached` columns of the cache.
 
     Args:
@@ -80,7 +82,7 @@ def read_columns(model: PreTrainedModel, call: dict[str, Any], state: CacheState
             f"a cache goes on with the rows it was filled with, or from one row to many; prefill again"
         )
     known, new = torch.cat([state.mask.expand(batch, -1), told[:, :later]], dim=1), told[:, later:]
-    return Columns(known, new, read_positions(model, call, state, state.start(cached), new, visual))
+    return TokenColumns(known, new, read_positions(model, call, state, state.start(cached), new, visual))
 
 
 def own_types(call: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +103,8 @@ def all_types(call: dict[str, Any], cached: int) -> dict[str, Any]:
 
 
 def drop_columns(
-    call: dict[str, Any], columns: Columns, drop: Tensor, filler: int, padding: int = 0
-) -> tuple[dict[str, Any], Columns]:
+    call: dict[str, Any], columns: TokenColumns, drop: Tensor, filler: int, padding: int = 0
+) -> tuple[dict[str, Any], TokenColumns]:
     """A call without the tokens that are True in `drop`.
 
     Rows can lose different numbers of tokens: they are padded where the caller padded, else on the left.
@@ -142,7 +144,7 @@ def drop_columns(
         rows, shown = index.to(embeddings.device)[..., None], new.to(embeddings.device)[..., None]
         aligned["inputs_embeds"] = embeddings.take_along_dim(rows, 1).masked_fill(~shown, 0)
     call = {**call, **aligned, "input_ids": gather(call["input_ids"], filler)}
-    return call, Columns(columns.cached, new, gather(columns.positions, 0))
+    return call, TokenColumns(columns.cached, new, gather(columns.positions, 0))
 
 
 def _check_length(mask: Tensor, accepted: set[int]) -> None:

@@ -12,11 +12,11 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError
 
-ACCEPTED = (
+_ACCEPTED = (
     "accepted are HOST:PORT, as `ray start --head` prints it, and auto, on a machine of the cluster; left out, the job "
     "runs on this machine alone"
 )
-TIMEOUT = 10.0
+_TIMEOUT = 10.0
 """Seconds to reach the first machine of a cluster."""
 
 
@@ -36,10 +36,10 @@ def check_address(address: str | None) -> None:
         # What `ray.init` does to an address: "auto" is also what a cluster that is gone has left in a file.
         found = canonicalize_bootstrap_address(address) or address
         host, _, port = found.rpartition(":")
-        socket.create_connection((host.strip("[]"), port), TIMEOUT).close()
+        socket.create_connection((host.strip("[]"), port), _TIMEOUT).close()
     except (OSError, ValueError) as error:
         where = address if found == address else f"{address}, which is {found}"
-        raise ValueError(f"there is no Ray cluster at {where} ({error}); {ACCEPTED}") from error
+        raise ValueError(f"there is no Ray cluster at {where} ({error}); {_ACCEPTED}") from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ..images import PICTURES
 
 TABLES = (".parquet", ".jsonl")
-ACCEPTED = f"accepted are a folder, a glob, and {' and '.join(TABLES)} files, local or by a URI of pyarrow"
+_ACCEPTED = f"accepted are a folder, a glob, and {' and '.join(TABLES)} files, local or by a URI of pyarrow"
 BLOCK_ROWS = 128
 """Rows whose pictures are read by one task."""
 
@@ -106,7 +106,7 @@ def read_source(given: str, columns: Columns, question: str | None) -> Source:
     base, files = _find(filesystem, root, given)
     kinds = {_suffix(file) in TABLES for file in files}
     if len(kinds) > 1:
-        raise ValueError(f"input {given} has pictures and tables; {ACCEPTED}; name one of both by a glob")
+        raise ValueError(f"input {given} has pictures and tables; {_ACCEPTED}; name one of both by a glob")
     if kinds == {True}:
         tables = [_Table(filesystem, file, os.path.relpath(file, base), columns, question) for file in files]
         blocks = [block for table in tables for block in table.blocks()]
@@ -116,7 +116,7 @@ def read_source(given: str, columns: Columns, question: str | None) -> Source:
         blocks = list(cut({"id": os.path.relpath(file, base), "path": file, "question": question} for file in files))
     source = Source(filesystem, blocks)
     if not len(source):
-        raise ValueError(f"input {given} has no rows; {ACCEPTED}")
+        raise ValueError(f"input {given} has no rows; {_ACCEPTED}")
     _check_unique(source)
     return source
 
@@ -137,7 +137,7 @@ def locate(given: str) -> tuple[FileSystem, str]:
         filesystem, root = FileSystem.from_uri(folder + mark + options)
         return filesystem, root + path.removeprefix(folder)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{given} is on no file system that pyarrow reads ({error}); {ACCEPTED}") from error
+        raise ValueError(f"{given} is on no file system that pyarrow reads ({error}); {_ACCEPTED}") from error
 
 
 def absolute(given: str) -> str:
@@ -153,16 +153,16 @@ def _find(filesystem: FileSystem, root: str, given: str) -> tuple[str, list[str]
     if found.type == FileType.Directory:
         files = _files(filesystem, root, lambda path: _suffix(path) in (*PICTURES, *TABLES))
         if not files:
-            raise ValueError(f"folder {given} has no pictures ({', '.join(PICTURES)}) and no tables; {ACCEPTED}")
+            raise ValueError(f"folder {given} has no pictures ({', '.join(PICTURES)}) and no tables; {_ACCEPTED}")
         return root, files
     before, wildcard, _ = re.split(r"([*?[])", root, maxsplit=1) if re.search(r"[*?[]", root) else (root, "", "")
     base = os.path.dirname(before)
     if not wildcard or filesystem.get_file_info(base).type != FileType.Directory:
-        raise FileNotFoundError(f"input {given} does not exist; {ACCEPTED}")
+        raise FileNotFoundError(f"input {given} does not exist; {_ACCEPTED}")
     matches = re.compile(glob_translate(root)).match
     files = _files(filesystem, base, lambda path: matches(path) is not None)
     if not files:
-        raise FileNotFoundError(f"no file matches {given}; {ACCEPTED}; in the shell, put a glob in quotes")
+        raise FileNotFoundError(f"no file matches {given}; {_ACCEPTED}; in the shell, put a glob in quotes")
     return base, files
 
 

@@ -25,7 +25,7 @@ ABOUT_THE_ROW = (400, 413, 415, 422, 500)
 """Statuses that say that this request cannot be answered; after others, none could."""
 PASSING = (408, 429, 502, 503, 504)
 """Statuses after which to try again."""
-TIMEOUT = (10.0, 600.0)
+_TIMEOUT = (10.0, 600.0)
 """Seconds to connect, and to the answer."""
 
 
@@ -61,7 +61,7 @@ class Server:
         if self.keep is not None:
             check_keep(self.keep)
         try:
-            response = requests.get(f"{self.url.rstrip('/')}/models", timeout=TIMEOUT)
+            response = requests.get(f"{self.url.rstrip('/')}/models", timeout=_TIMEOUT)
             response.raise_for_status()
             served = [each["id"] for each in response.json()["data"]]
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
@@ -114,7 +114,7 @@ class Server:
         if self.keep is not None:
             request["mm_processor_kwargs"] = {KEEP: self.keep}
         started = time.perf_counter()
-        response = session.post(f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=TIMEOUT)
+        response = session.post(f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=_TIMEOUT)
         if response.status_code in ABOUT_THE_ROW:
             return Response(error=f"the server says {response.status_code}: {' '.join(response.text.split())}")
         response.raise_for_status()

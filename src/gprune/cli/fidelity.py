@@ -27,9 +27,9 @@ from .options import (
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..evaluate.items import Item
+    from ..evaluate.items import Query
 
-SCENES = 50
+PICTURES_ASKED = 50
 """Test pictures of the embedded benchmark that are asked about where nothing else is given."""
 
 
@@ -72,15 +72,15 @@ def fidelity(
     if plot is not None:
         check_output(plot, ".png")
     with checking_input():
-        from ..evaluate.items import QUESTIONS, read_items
+        from ..evaluate.items import DEFAULT_QUESTIONS, read_items
         from ..spec import parse_keep
 
         if plot is not None:
             from ..evaluate.figures import curves
         if input is None:
-            items = _scenes(model, question, limit or SCENES)
+            items = _scenes(model, question, limit or PICTURES_ASKED)
         else:
-            items = read_items(input, question or QUESTIONS)[:limit]
+            items = read_items(input, question or DEFAULT_QUESTIONS)[:limit]
     if output is not None:
         make_folder(output)
     net, processor = load_model(model)
@@ -117,7 +117,7 @@ def fidelity(
         print(text, end="")
 
 
-def _scenes(model: str, questions: list[str] | None, count: int) -> list[Item]:
+def _scenes(model: str, questions: list[str] | None, count: int) -> list[Query]:
     """The first test pictures of the embedded benchmark, each with its own question unless others are given."""
     if model != EMBEDDED:
         raise WrongInput(

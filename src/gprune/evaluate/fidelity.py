@@ -27,8 +27,8 @@ from ..tokens import Keep, VisualTokens
 from .answers import describe, prepare
 from .fidelity_table import Fidelity
 from .forcing import answer_logits, greedy_answers
-from .items import Item, Shown, show
-from .likeness import coverage, likeness
+from .items import OpenQuery, Query, open_query
+from .likeness import feature_coverage, likeness
 from .records import Record, Score, label, load_record, save_record
 
 FLOPS_ITEMS = 8
@@ -38,7 +38,7 @@ FLOPS_ITEMS = 8
 def fidelity(
     model: Any,
     processor: Any,
-    items: Sequence[Item],
+    items: Sequence[Query],
     methods: Sequence[str],
     keeps: Sequence[Keep],
     *,
@@ -86,7 +86,7 @@ def fidelity(
         batch: list[_Asked] = []
         for number, item in enumerate(items[start : start + batch_size], start):
             try:
-                shown = show(item)
+                shown = open_query(item)
             except UnreadableImage as error:
                 errors.append(f"item {number}: {error}")
                 continue
@@ -119,7 +119,7 @@ class _Asked:
     """
 
     number: int
-    shown: Shown
+    shown: OpenQuery
     path: Path | None
     record: Record | None
     counted: bool
@@ -143,7 +143,7 @@ class _Scoring:
     runs: Sequence[tuple[str, Method]]
     max_new_tokens: int
 
-    def fingerprint(self, shown: Shown) -> str:
+    def fingerprint(self, shown: OpenQuery) -> str:
         """What an answer depends on, as a name of a file."""
         depends = (self.model.config.name_or_path, str(self.model.dtype), self.max_new_tokens, shown.question)
         return sha256(f"{depends} {shown.seen}".encode()).hexdigest()[:32]
@@ -262,7 +262,7 @@ def _score(
 ) -> Score:
     visual = len(tokens.features)
     every = [torch.arange(size) for size in tokens.sizes]
-    near = coverage(tokens, [report.kept for report in reports] or every)
+    near = feature_coverage(tokens, [report.kept for report in reports] or every)
     shares = [report.edge_share for report in reports if report.edge_share is not None]
     return Score(
         *said,

@@ -17,17 +17,17 @@ from ..images import PICTURES, open_image, to_rgb
 Picture = Image.Image | str | Path
 """An open picture, or the path of a file."""
 
-Item = tuple[Sequence[Picture], str]
+Query = tuple[Sequence[Picture], str]
 """A prompt: its pictures, and the question about them."""
 
-QUESTIONS = ("Describe this picture.",)
+DEFAULT_QUESTIONS = ("Describe this picture.",)
 """Asked of pictures that bring no question."""
 
 _ACCEPTED = "accepted are a folder of pictures, a picture, and a JSONL file with an image and a question in each line"
 
 
 @dataclass(frozen=True)
-class Shown:
+class OpenQuery:
     """An item whose pictures are open.
 
     Args:
@@ -43,7 +43,7 @@ class Shown:
     seen: str
 
 
-def read_items(path: Path, questions: Sequence[str] = QUESTIONS) -> list[Item]:
+def read_items(path: Path, questions: Sequence[str] = DEFAULT_QUESTIONS) -> list[Query]:
     """The items of an input; no picture is opened.
 
     Args:
@@ -75,7 +75,7 @@ def read_items(path: Path, questions: Sequence[str] = QUESTIONS) -> list[Item]:
     return items
 
 
-def show(item: Item) -> Shown:
+def open_query(item: Query) -> OpenQuery:
     """Open the pictures of an item.
 
     Raises:
@@ -94,10 +94,10 @@ def show(item: Item) -> Shown:
     seen = sha256()
     for picture in opened:
         seen.update(f"{picture.size}".encode() + picture.tobytes())
-    return Shown(opened, question, names, seen.hexdigest())
+    return OpenQuery(opened, question, names, seen.hexdigest())
 
 
-def _read(path: Path, number: int, line: str, questions: Sequence[str]) -> list[Item]:
+def _read(path: Path, number: int, line: str, questions: Sequence[str]) -> list[Query]:
     """The items of a line."""
     try:
         row: Any = json.loads(line)

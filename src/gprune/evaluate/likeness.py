@@ -61,7 +61,7 @@ def likeness(tokens: VisualTokens) -> Likeness | None:
     return Likeness(float(shares[edges - 1]), 1 - 2 * (tenth + 1) / _BINS)
 
 
-def coverage(tokens: VisualTokens, kept: Sequence[Tensor]) -> Coverage | None:
+def feature_coverage(tokens: VisualTokens, kept: Sequence[Tensor]) -> Coverage | None:
     """How near the kept tokens of the images of a prompt are to all that a method could drop.
 
     Args:

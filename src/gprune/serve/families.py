@@ -16,7 +16,7 @@ from ..families.tiling import tiling
 from ..families.views import scaled
 from ..tokens import View
 
-ARCHITECTURES = {
+SERVED = {
     "llava": "GPruneLlavaForConditionalGeneration",
     "llava_next": "GPruneLlavaNextForConditionalGeneration",
     "llava_onevision": "GPruneLlavaOnevisionForConditionalGeneration",
@@ -32,7 +32,7 @@ EXPERIMENTAL = {
 """Those that an operator has to ask for."""
 
 
-def architecture(config: Any, experimental: bool = False) -> str:
+def served_architecture(config: Any, experimental: bool = False) -> str:
     """The name of the architecture with which vLLM prunes a model.
 
     Args:
@@ -50,9 +50,9 @@ def architecture(config: Any, experimental: bool = False) -> str:
                 f"--experimental, after reading what that means in docs/serving.md, or use gprune batch"
             )
         return EXPERIMENTAL[kind]
-    if kind not in ARCHITECTURES:
+    if kind not in SERVED:
         raise ValueError(
-            f"vLLM cannot serve a model with model_type {kind!r} pruned; accepted are {', '.join(ARCHITECTURES)}; "
+            f"vLLM cannot serve a model with model_type {kind!r} pruned; accepted are {', '.join(SERVED)}; "
             f"for another one, see gprune.serve.embed or gprune batch"
         )
     tower = config.vision_config.model_type
@@ -61,7 +61,7 @@ def architecture(config: Any, experimental: bool = False) -> str:
             f"vLLM cannot serve a llava with a vision tower of model_type {tower!r} pruned: line breaks stand between "
             f"its visual tokens; accepted are square towers, such as CLIP and SigLIP"
         )
-    return ARCHITECTURES[kind]
+    return SERVED[kind]
 
 
 def views(config: Any, count: int, size: tuple[int, int], device: torch.device | str = "cpu") -> tuple[View, ...]:

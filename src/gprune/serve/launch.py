@@ -17,7 +17,7 @@ from typing import Any
 
 from ..models import EMBEDDED
 from ..tokens import Keep
-from .families import EXPERIMENTAL, architecture
+from .families import EXPERIMENTAL, served_architecture
 from .host import KEYS, MEDIA, REQUESTS
 from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
 
@@ -59,7 +59,11 @@ def server_arguments(
         ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
     """
     served_pruner(method, keep)
-    overrides: dict[str, Any] = {"architectures": [architecture(config, experimental)], METHOD: method, KEEP: keep}
+    overrides: dict[str, Any] = {
+        "architectures": [served_architecture(config, experimental)],
+        METHOD: method,
+        KEEP: keep,
+    }
     if trust_uuid:
         overrides[TRUST_UUID] = True
     path = PRUNING_PATH if config.model_type in EXPERIMENTAL else ()

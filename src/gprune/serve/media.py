@@ -127,10 +127,10 @@ def _refusing(url: str) -> Iterator[None]:
         else:
             reason = str(cause) or type(cause).__name__
         raise UnreadableMedia(
-            f"{url[:SHOWN]} cannot be read ({reason}); accepted are data: URLs in base64, and http: and https: URLs of "
-            f"public addresses, of pictures in the formats {', '.join(FORMATS)}"
+            f"{url[:QUOTED]} cannot be read ({reason}); accepted are data: URLs in base64, and http: and https: URLs "
+            f"of public addresses, of pictures in the formats {', '.join(FORMATS)}"
         ) from error
 
 
-SHOWN = 80
+QUOTED = 80
 """Characters of a URL in an error; a data: URL holds a whole picture."""

@@ -17,7 +17,7 @@ from ..tokens import Keep, kept_count
 from . import metrics
 from .families import views
 from .host import REQUESTS
-from .settings import KEEP, TRUST_UUID, keep_of, packed, pruner_of
+from .settings import KEEP, TRUST_UUID, keep_of, keep_tensor, pruner_of
 
 with REQUESTS.checked():
     from vllm.multimodal.cache import LruKeyReplicatedSenderCache, MultiModalProcessorOnlyCache
@@ -77,7 +77,7 @@ class PruningProcessor(Base):
         data = super()._apply_hf_processor_main(mm_items, _without_keep(hf_kwargs))
         images = mm_items.get("image")
         if isinstance(images, ImageProcessorItems):
-            data[KEEP] = torch.stack([packed(keep)] * len(images))
+            data[KEEP] = torch.stack([keep_tensor(keep)] * len(images))
         return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:

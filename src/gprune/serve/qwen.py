@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..tokens import Keep
 from .host import GRIDS
-from .models import PruningModel
+from .one_axis import PruningModel
 from .places import Placed, fill_in, prompt_positions, split_places, with_places
 from .processing import PROFILING, PruningProcessor
 

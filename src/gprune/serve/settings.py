@@ -74,7 +74,7 @@ def keep_of(config: Any, request: Mapping[str, object]) -> Keep:
     return keep
 
 
-def packed(keep: Keep) -> Tensor:
+def keep_tensor(keep: Keep) -> Tensor:
     """A budget on its way to the model: float64 [2], a ratio or a number of tokens, 0 the one that it is not."""
     ratio, count = (keep, 0.0) if isinstance(keep, float) else (0.0, min(keep, _MOST))
     return torch.tensor([ratio, count], dtype=torch.float64)
