@@ -131,6 +131,8 @@ def check(output: Path, answers: dict[str, str]) -> dict[str, int]:
 
 
 def markdown(rows: list[Row], checks: dict[str, dict[str, int]], about: dict[str, Any]) -> str:
+    """The table of the page, and what its rows were checked for."""
+
     def number(value: float | None) -> str:
         return "—" if value is None else f"{value:.1f}"
 
@@ -156,6 +158,7 @@ def markdown(rows: list[Row], checks: dict[str, dict[str, int]], about: dict[str
 
 
 def main() -> None:
+    """Measure, print, and write the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "scenes").mkdir()

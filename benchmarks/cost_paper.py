@@ -57,6 +57,7 @@ class Convention:
     quadratic: float
 
     def count(self, n: float) -> float:
+        """Operations for so many tokens."""
         return self.constant + self.linear * n + self.quadratic * n * n
 
     def tokens(self, count: float) -> float:
@@ -141,11 +142,13 @@ def convention_rows(sizes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def size_table(rows: list[dict[str, Any]]) -> str:
+    """What images of each size cost, in Markdown."""
     header = ["image", "W x H", "keep", "visual tokens", "prompt tokens", "tower + projector", "selection"]
     header += ["prefill", "total TMACs", "less", "decode step GMACs", "KV cache MB"]
     lines = []
@@ -174,6 +177,7 @@ def size_table(rows: list[dict[str, Any]]) -> str:
 
 
 def convention_table(rows: list[dict[str, Any]]) -> str:
+    """What each way of counting makes of the paper's figure, in Markdown."""
     header = ["counting", *PHOTOS, "reduction", "prompt that gives the paper's numbers"]
     lines = []
     for row in rows:
@@ -191,6 +195,7 @@ def convention_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Count, print, and write the results."""
     sizes = size_rows()
     ways = convention_rows(sizes)
     versions = {

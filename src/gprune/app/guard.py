@@ -76,6 +76,7 @@ class Closed:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, those to `UNUSED` with 404."""
         closed = scope["type"] == "http" and scope["path"].rstrip("/").endswith(UNUSED)
         await (PlainTextResponse("Not Found", 404) if closed else self.app)(scope, receive, send)
 

@@ -97,8 +97,10 @@ def own_types(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_types(call: dict[str, Any], cached: int) -> dict[str, Any]:
-    """A call whose token types cover `cached` columns before those of input_ids too: families that look types up
-    look them up by column of the cache, where anything but text is done with."""
+    """A call whose token types cover `cached` columns before those of input_ids too.
+
+    Families that look types up do it by column of the cache, where anything but text is done with.
+    """
     return {**call, **{name: pad(call[name], (cached, 0)) for name in TOKEN_TYPES if call.get(name) is not None}}
 
 

@@ -97,6 +97,7 @@ class RecordingEncoder:
         self.__signature__ = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the encoder itself returns, with an `Encoding` on it where a run is in force."""
         arguments = self.__signature__.bind(*args, **kwargs).arguments
         call = partial(self.encode, *args, **kwargs)
         run = None if _ENCODING.get() else self.hooks.in_force()

@@ -123,6 +123,7 @@ class RopeIndex:
         self.__signature__ = inspect.signature(number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model itself returns; ValueError where grids are missing."""
         try:
             return self.number(*args, **kwargs)
         except StopIteration as error:

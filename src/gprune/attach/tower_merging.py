@@ -151,6 +151,7 @@ class TowerMerging:
         self.mlp: Tensor | None = None
 
     def begin(self, tower: Module, args: Any) -> None:
+        """Before the tower: nothing is merged yet."""
         self._forget()
         _check_backend(tower)
         if host.recomputes(tower):
@@ -166,9 +167,11 @@ class TowerMerging:
         return args, {**kwargs, "attention_mask": self.sizes.log().mT[:, None].to(kwargs["hidden_states"])}
 
     def note_keys(self, projection: Module, args: Any, output: Tensor) -> None:
+        """Keep the keys of a layer, by which its tokens are matched."""
         self.keys = output.detach()
 
     def merge(self, index: int, norm: Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Before the MLP of a layer: its tokens, merged."""
         hidden = args[0]
         tiles, count, _ = hidden.shape
         if index == 0:
@@ -189,6 +192,7 @@ class TowerMerging:
         return (self.merged,)
 
     def note_mlp(self, mlp: Module, args: Any, output: Tensor) -> Tensor | None:
+        """Keep what the MLP made of merged tokens."""
         if self.merged is None:
             return None
         self.mlp = output
@@ -196,6 +200,7 @@ class TowerMerging:
         return output[:, :1]
 
     def join(self, layer: Module, args: Any, output: Tensor) -> Tensor | None:
+        """After a layer: the merged tokens with what the MLP made of them."""
         if self.merged is None or self.mlp is None:
             return None
         output, self.merged, self.mlp = self.merged + self.mlp, None, None

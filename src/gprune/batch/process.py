@@ -46,6 +46,7 @@ class InProcess:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """What the answers depend on, as it is kept beside them."""
         return {"engine": "transformers", **vars(self)}
 
     def check(self) -> None:

@@ -56,8 +56,7 @@ class Server:
         return {"engine": "server", **asked}
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for a budget that is none, or unless the server answers, has the model and
-        takes the budget."""
+        """Raise ValueError or TypeError unless the server answers, has the model, and takes the budget."""
         if self.keep is not None:
             check_keep(self.keep)
         try:

@@ -205,6 +205,7 @@ class GPruneModel(PrunedModel):
         self._settings = {"pretrained": pretrained, "method": method, "keep": keep, "batch_size": size, "seed": seed}
 
     def clean(self) -> None:
+        """Gather what the answers cost, and write it."""
         super().clean()
         if self._report is not None and self.accelerator.is_main_process:
             tasks = {

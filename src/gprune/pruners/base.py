@@ -100,6 +100,7 @@ class Method(ABC):
         return attach(self, model)
 
     def __call__(self, model: Any) -> Run:
+        """`attach`, for `with pruner(model) as run`."""
         return self.attach(model)
 
     def with_seed(self, seed: int) -> Self:

@@ -51,6 +51,7 @@ class SceneBatches(torch.utils.data.Dataset[Batch]):
 
     @cached_property
     def processor(self) -> Any:
+        """That of the embedded model."""
         return build_processor()  # in the worker process that uses it
 
     def __len__(self) -> int:

@@ -48,6 +48,7 @@ class Thing:
 
     @property
     def center(self) -> tuple[float, float]:
+        """(x, y) of its middle, in pixels."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
@@ -62,6 +63,7 @@ class Scene:
     items: tuple[Thing, ...]
 
     def of_kind(self, kind: Kind) -> tuple[Thing, ...]:
+        """Its things of one kind, in their order."""
         return tuple(item for item in self.items if item.kind == kind)
 
     def place(self, item: Thing) -> str:

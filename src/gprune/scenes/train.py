@@ -30,8 +30,10 @@ from .vocabulary import BACKGROUNDS, CHARACTERS, COLORS
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run depends on. The learning rate of a phase warms up and stays; before the tower is frozen, and at the
-    end, it decays."""
+    """What a run depends on.
+
+    The learning rate of a phase warms up and stays; before the tower is frozen, and at the end, it decays.
+    """
 
     seed: int = 0
     batch_size: int = 16
@@ -49,6 +51,7 @@ class Recipe:
 
     @property
     def total(self) -> int:
+        """Steps of all phases."""
         return self.tower_steps + self.align_steps + self.joint_steps
 
     def phase(self, step: int) -> tuple[str, float, int]:
@@ -136,6 +139,7 @@ class Trainer:
         return [{"params": parameters, "share": share} for share, parameters in trained.items()]
 
     def train_step(self, batch: Batch) -> float:
+        """One step of the optimizer; returns the loss."""
         phase, rate, _ = self.recipe.phase(self.step)
         if phase != self.phase:
             self._enter(phase)
@@ -182,8 +186,11 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: list[Batch]) -> dict[str, float]:
-        """Exact match per category (phase 1: accuracy per patch). Teacher forcing: an answer is right when every token
-        is the most likely one given the right answer so far, which is when greedy decoding gives it."""
+        """Exact match per category (phase 1: accuracy per patch), by teacher forcing.
+
+        An answer is right when every token is the most likely one given the right answer so far, which is when greedy
+        decoding gives it.
+        """
         right: dict[str, list[float]] = defaultdict(list)
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16):
@@ -198,6 +205,7 @@ class Trainer:
         return {name: sum(values) / len(values) for name, values in sorted(right.items())}
 
     def save(self, path: Path) -> None:
+        """Write all that a run needs to go on."""
         state = {
             "step": self.step,
             "phase": self.phase,
@@ -209,6 +217,7 @@ class Trainer:
         path.with_suffix(".tmp").replace(path)
 
     def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])

@@ -24,6 +24,7 @@ class KeyForAll:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, without the key with 401."""
         asked = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
         if asked and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN:
             keys = scope["app"].state.args.api_key or [envs.VLLM_API_KEY]

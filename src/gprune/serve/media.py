@@ -70,6 +70,7 @@ class PublicConnection(HTTPConnection):
     _async_client: aiohttp.ClientSession | None
 
     async def get_async_client(self) -> aiohttp.ClientSession:
+        """The client of vLLM's server, whose connections are judged."""
         if self._async_client is None:
             # One address after the other: only so does aiohttp hand on an error that is no failure to connect.
             connector = aiohttp.TCPConnector(socket_factory=public_socket, happy_eyeballs_delay=None)
@@ -77,6 +78,7 @@ class PublicConnection(HTTPConnection):
         return self._async_client
 
     def get_sync_client(self) -> Any:
+        """Refused: only the server fetches."""
         raise BadValue(
             "only vLLM's server fetches by public addresses; elsewhere hand over pictures, or set "
             "VLLM_MEDIA_CONNECTOR=http, which fetches from any address"
@@ -90,6 +92,7 @@ class PictureIO(ImageMediaIO):
     """Reads a picture as all of gprune does."""
 
     def load_bytes(self, data: bytes) -> Any:
+        """A picture of the bytes of a file, upright RGB."""
         if self.image_mode != "RGB" or self.kwargs:
             raise BadValue("media_io_kwargs has options for images, which are always read as RGB over white")
         return MediaWithBytes(read_rgb(BytesIO(data), envs.VLLM_MAX_IMAGE_PIXELS), data)
@@ -103,6 +106,7 @@ class PublicConnector(MediaConnector):
         super().__init__(media_io_kwargs, _connection, **options)
 
     async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
+        """What is at an address, pictures by `PictureIO`."""
         if isinstance(media_io, ImageMediaIO):
             media_io = PictureIO(media_io.image_mode, **media_io.kwargs)
         with _refusing(url):

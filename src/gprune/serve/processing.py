@@ -54,6 +54,7 @@ class PruningProcessor(Base):
     """Goes before a processor of vLLM whose images are pixels or embeddings; the latter are taken as they are."""
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own, for which as much is kept as may be asked for."""
         return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs=PROFILING)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:

@@ -53,6 +53,7 @@ class PicturesOnly(Base):
     """Goes before what vLLM knows of a model's inputs: with the pruning of videos on, videos would be pruned."""
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
+        """Pictures alone."""
         return {"image": None, "video": 0}
 
 

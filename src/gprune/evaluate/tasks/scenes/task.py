@@ -21,12 +21,14 @@ class Scenes(ConfigurableMessagesTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        """Make the documents; nothing is fetched."""
         documents = [{"image": each.picture, **vars(each.question)} for each in samples("test", QUESTIONS)]
         self.dataset = DatasetDict(test=Dataset.from_list(documents, features=_FEATURES))
         self.dataset_no_image = self.dataset.remove_columns("image")
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
+    """The pictures of a document."""
     return [doc["image"]]
 
 
