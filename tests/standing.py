@@ -39,7 +39,7 @@ class Host:
 
     def version(self, contract: Contract, number: str | None) -> None:
         """Install the library in this version, and no other name of it; None: no version is known."""
-        gprune.contract._warn_once.cache_clear()
+        gprune.contract.warn_once.cache_clear()
 
         def version(name: str) -> str:
             if name != contract.library or number is None:

@@ -39,14 +39,14 @@ def report(
 def panels(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> list[list[tuple[str, np.ndarray]]]:
     """The titles and pixels of the panels of `draw`, band by band."""
     seen: list[Any] = []
-    sheet = gprune.draw._sheet
+    sheet = gprune.draw.put_together
 
     def spy(bands: Any, ratio: float) -> Image.Image:
         seen.extend(bands)
         return sheet(bands, ratio)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gprune.draw, "_sheet", spy)
+        patch.setattr(gprune.draw, "put_together", spy)
         assert draw(*args, **kwargs).mode == "RGB"
     return [[(title, np.asarray(pixels)) for title, pixels in band] for _, band in seen]
 

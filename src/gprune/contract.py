@@ -59,7 +59,7 @@ class Contract:
             raise self.refusal(faults)
         number = self.version
         if number is None or not SpecifierSet(self.tested).contains(number, prereleases=True):
-            _warn_once(
+            warn_once(
                 f"{self._installed} is installed, but gprune was tested with {self.library}{self.tested}; all names "
                 f"that it relies on are there; if something goes wrong, {self._remedy}"
             )
@@ -144,7 +144,7 @@ _GATHERING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """Warn in the process that the user started, not in those that it starts."""
     if multiprocessing.parent_process() is None:
         warnings.warn(text, stacklevel=2)

@@ -78,7 +78,7 @@ def draw(
             assert report.scores is not None
             panels.append((title, heated(canvas, report.scores[report.views[i].rows].reshape(grid).numpy(), area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if scores else []
-    return _sheet(bands, canvases[0][0].height / canvases[0][0].width)
+    return put_together(bands, canvases[0][0].height / canvases[0][0].width)
 
 
 def tiles_of(model: Any, inputs: Any) -> list[Image.Image]:
@@ -188,7 +188,7 @@ def _ruled(canvas: Image.Image, grid: tuple[int, int], area: tuple[int, int, int
     return Image.composite(Image.new("RGB", canvas.size, "white"), canvas, lines)
 
 
-def _sheet(bands: Sequence[tuple[str, list[tuple[str, Image.Image]]]], ratio: float) -> Image.Image:
+def put_together(bands: Sequence[tuple[str, list[tuple[str, Image.Image]]]], ratio: float) -> Image.Image:
     """Lay out titled panels of one size (height / width), a labelled row of them per band."""
     width, height = _PANEL * ratio**-0.5, _PANEL * ratio**0.5
     columns = max(len(panels) for _, panels in bands)

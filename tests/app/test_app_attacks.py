@@ -104,7 +104,7 @@ def page() -> Iterator[Any]:
     page, _ = serve(Studio("embedded"), "127.0.0.1", None, allowed_hosts=[NAME], block=False)
     yield page
     page.close()
-    assert not Path(page._folder.name).exists()
+    assert not Path(page.folder.name).exists()
     assert os.environ.get("GRADIO_TEMP_DIR") == before
 
 
@@ -155,7 +155,7 @@ def test_no_picture_of_the_disk_is_opened(page: Any, client: Client, tmp_path: P
     own = client.upload(png())
     (link := Path(own).parent / "link.png").symlink_to(tmp_path / "private.png")
     paths = [tmp_path / "private.png", "/etc/passwd", tmp_path, tmp_path / "missing.png", "private.png", link]
-    paths += [f"{own}/../../../../../../..{tmp_path}/private.png", Path(page._folder.name), f"{own}\0.png", "a" * 9000]
+    paths += [f"{own}/../../../../../../..{tmp_path}/private.png", Path(page.folder.name), f"{own}\0.png", "a" * 9000]
     said = set()
     for path in map(str, paths):
         for file in files(path):
@@ -420,7 +420,7 @@ def test_events_of_those_who_are_gone_are_not_computed(
 
 def test_uploads_are_for_this_account_until_the_end(page: Any, tmp_path: Path) -> None:
     """Also when the page is terminated; and another one does not serve them."""
-    assert stat.S_IMODE(Path(page._folder.name).stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(page.folder.name).stat().st_mode) == 0o700
     program = "import sys; from gprune.cli import main; main(['app'])"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("GRADIO_TEMP_DIR")

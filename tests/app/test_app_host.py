@@ -22,7 +22,7 @@ main(["app"])
 
 
 def test_the_installed_gradio_fits() -> None:
-    gprune.contract._warn_once.cache_clear()
+    gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         GRADIO.check()

@@ -320,7 +320,7 @@ class Newer:
     @pytest.fixture(autouse=True)
     def newer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host, "untested", lambda: True)
-        verification._checked.clear()
+        verification.CHECKED.clear()
 
 
 class TestNewerThatIsAsBefore(Newer):
@@ -347,11 +347,11 @@ class TestNewerThatIsAsBefore(Newer):
     def test_the_call_itself_is_answered_as_ever(self, name: str) -> None:
         family = FAMILIES[name]
         model, inputs = family.model(), family.inputs()
-        verification._checked.add(type(model))
+        verification.CHECKED.add(type(model))
         for pruner in (GPrune(0.5), GPrune(0.5, positions="contiguous")):
             with pruner(model) as run:
                 expected = model.generate(**inputs, **GREEDY, suppress_tokens=[90, 91])
-            verification._checked.clear()
+            verification.CHECKED.clear()
             with pruner(model) as run, pytest.warns(UserWarning, match="newer than"):
                 output = model.generate(**inputs, **GREEDY, suppress_tokens=[90, 91])
             assert torch.equal(output, expected)
@@ -360,10 +360,10 @@ class TestNewerThatIsAsBefore(Newer):
     @pytest.mark.parametrize("way", ["generate", "forward"])
     def test_a_method_inside_the_tower(self, way: str) -> None:
         model, inputs = FAMILY.model(), FAMILY.inputs()
-        verification._checked.add(type(model))
+        verification.CHECKED.add(type(model))
         with ToMe(0.5)(model):
             expected = model(**inputs).logits if way == "forward" else model.generate(**inputs, **GREEDY)
-        verification._checked.clear()
+        verification.CHECKED.clear()
         with ToMe(0.5)(model) as run, pytest.warns(UserWarning, match="newer than"):
             output = model(**inputs).logits if way == "forward" else model.generate(**inputs, **GREEDY)
         assert torch.equal(output, expected)

@@ -15,7 +15,7 @@ from torch.nn import Module
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from gprune.attach import UnsupportedModel, tower_reading
-from gprune.attach.tower_reading import _layer_index, attention_received
+from gprune.attach.tower_reading import attention_received, layer_index
 from gprune.families.table import FAMILIES as TABLE
 
 COVERED = [name for name in FAMILIES if TABLE[name].tower]
@@ -229,7 +229,7 @@ def test_received_attention_by_the_book(kind: str, at_once: int, monkeypatch: py
 @pytest.mark.parametrize(("chosen", "index"), [(-2, 0), (-1, 1), (1, 0), (2, 1), ([1, 2], 1), ([-2, -2], 0)])
 def test_layer_whose_output_becomes_the_features(chosen: int | list[int], index: int) -> None:
     base = FAMILIES["llava"].model().base_model
-    assert _layer_index(base, base.vision_tower, {"vision_feature_layer": chosen}) == index
+    assert layer_index(base, base.vision_tower, {"vision_feature_layer": chosen}) == index
 
 
 def test_features_from_before_the_first_layer_are_refused() -> None:

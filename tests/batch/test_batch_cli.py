@@ -110,7 +110,7 @@ def test_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments:
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
-    monkeypatch.setattr("gprune.cli._say", lambda message: said.append(str(message)))
+    monkeypatch.setattr("gprune.cli.say", lambda message: said.append(str(message)))
     with pytest.raises(SystemExit) as exit:
         main(["batch", *arguments])
     assert exit.value.code == 2 and len(said) == 1 and reason in said[0]
@@ -129,7 +129,7 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with opened(out, job.settings, size=1) as parts:
         parts.add(ANSWERED.empty_table().from_pylist([{"id": "a/000.png", "question": "?"}], schema=ANSWERED))
     said: list[str] = []
-    monkeypatch.setattr("gprune.cli._say", lambda message: said.append(str(message)))
+    monkeypatch.setattr("gprune.cli.say", lambda message: said.append(str(message)))
     with pytest.raises(SystemExit) as exit:
         main(["batch", str(folder), "-o", str(out), "--question", "?", "--keep", "0.3"])
     assert exit.value.code == 2 and "made with keep=0.5, wanted is 0.3" in said[0]

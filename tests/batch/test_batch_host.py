@@ -25,7 +25,7 @@ main(["batch", "photos", "-o", "out", "--question", "what?"])
 
 
 def test_the_installed_ray_fits() -> None:
-    gprune.contract._warn_once.cache_clear()
+    gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RAY.check()

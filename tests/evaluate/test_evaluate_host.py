@@ -104,7 +104,7 @@ def test_without_lmms_eval_the_extra_is_named(
 
 def test_the_installed_lmms_eval_fits() -> None:
     pytest.importorskip("lmms_eval", reason="needs the extra eval: make test-eval")
-    gprune.contract._warn_once.cache_clear()
+    gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         check_lmms_eval()

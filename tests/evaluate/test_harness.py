@@ -85,7 +85,9 @@ def test_a_limit_is_that_many_documents(harness: Harness) -> None:
 
 
 def test_only_text_costs_no_visual_tokens(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gprune.evaluate.lmms._part", lambda part: {"type": "text", "text": part.get("text", "a")})
+    monkeypatch.setattr(
+        "gprune.evaluate.lmms.message_part", lambda part: {"type": "text", "text": part.get("text", "a")}
+    )
     cell = harness.measure(Key("embedded", "photos", "gprune", 0.5, limit=2))
     assert cell.visual_tokens == cell.kept_tokens == 0 and cell.flops
 
@@ -96,7 +98,7 @@ def test_nothing_answered_is_an_error_and_says_what_was_wrong(
     def fail(part: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("gprune.evaluate.lmms._part", fail)
+    monkeypatch.setattr("gprune.evaluate.lmms.message_part", fail)
     with pytest.raises(RuntimeError, match=r"not one of 2 documents .* the disk is gone"):
         harness.measure(Key("embedded", "photos", limit=2))
 

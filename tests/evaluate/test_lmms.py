@@ -134,11 +134,11 @@ def test_only_generated_text(model_class: Any) -> None:
 
 
 def test_videos_are_refused(model_class: Any) -> None:
-    from gprune.evaluate.lmms import _message
+    from gprune.evaluate.lmms import chat_message
 
     with pytest.raises(NotImplementedError, match="holds video"):
-        _message({"role": "user", "content": [{"type": "video", "url": "a.mp4"}]})
-    assert _message({"role": "system", "content": "be brief"}) == {
+        chat_message({"role": "user", "content": [{"type": "video", "url": "a.mp4"}]})
+    assert chat_message({"role": "system", "content": "be brief"}) == {
         "role": "system",
         "content": [{"type": "text", "text": "be brief"}],
     }

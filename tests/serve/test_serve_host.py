@@ -64,7 +64,7 @@ def test_the_plugin_leaves_a_vllm_that_is_shaped_otherwise_alone(monkeypatch: py
 
 def test_the_installed_vllm_fits() -> None:
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    gprune.contract._warn_once.cache_clear()
+    gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS):

@@ -36,16 +36,16 @@ class Guarded(gr.Blocks):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._folder = TemporaryDirectory(prefix="gprune-app-")
+        self.folder = TemporaryDirectory(prefix="gprune-app-")
         self._before = os.environ.get(TEMP)
-        os.environ[TEMP] = self._folder.name
+        os.environ[TEMP] = self.folder.name
         super().__init__(**settings)
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
         """What handlers get of an event; whichever way it came, it comes by here first."""
-        inputs = [uploads_only(each, Path(self._folder.name)) for each in inputs]
+        inputs = [uploads_only(each, Path(self.folder.name)) for each in inputs]
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
     async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Guarded(gr.Blocks):
     def close(self, verbose: bool = True) -> None:
         """Stop, and remove all files."""
         super().close(verbose)
-        self._folder.cleanup()
+        self.folder.cleanup()
         os.environ.pop(TEMP, None)
         if self._before is not None:
             os.environ[TEMP] = self._before

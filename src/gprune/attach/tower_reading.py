@@ -79,7 +79,7 @@ def encode_and_read(
     Returns:
         What the encoder returns, and for each of its items "attention" float32 [n] and "keys" float32 [n, dk].
     """
-    layer = host.attention_layers(tower)[_layer_index(base, tower, arguments)]
+    layer = host.attention_layers(tower)[layer_index(base, tower, arguments)]
     with reading(layer, host.has_class_token(tower)) as readings:
         output = encode()
     features = getattr(output, host.POOLED, None)
@@ -91,7 +91,7 @@ def encode_and_read(
     return output, {"attention": list(flat[:, 0].split(sizes)), "keys": list(flat[:, 1:].split(sizes))}
 
 
-def _layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
+def layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
     """Of the attention layer, -1 for the last."""
     if whole := host.whole_layers(tower):
         return max(whole)

@@ -37,7 +37,7 @@ KEEP_ALL = L2Norm(keep=1.0)
 KEEP_HALF = L2Norm(keep=0.5, positions="contiguous")
 """Half of the tokens, renumbered: what forgets that tokens were dropped shows in the logits."""
 
-_checked: WeakSet[type] = WeakSet()
+CHECKED: WeakSet[type] = WeakSet()
 
 
 @torch.no_grad()
@@ -88,13 +88,13 @@ def verify_untested(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedModel: see `verify`.
     """
-    if not host.untested() or type(model) in _checked or torch.compiler.is_compiling():
+    if not host.untested() or type(model) in CHECKED or torch.compiler.is_compiling():
         return
-    _checked.add(type(model))
+    CHECKED.add(type(model))
     try:
         change = verify(model, call)
     except BaseException:
-        _checked.discard(type(model))
+        CHECKED.discard(type(model))
         raise
     warnings.warn(
         f"transformers {host.installed()} is newer than the newest that gprune was tested with, {host.NEWEST_TESTED}; "

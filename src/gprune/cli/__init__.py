@@ -45,15 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: what follows the program's name; those of the process when None.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say(message)
+        warnings.showwarning = lambda message, *_, **__: say(message)
         try:
             app(arguments)
         except Exception as error:
-            _say(error)
+            say(error)
             sys.exit(2 if isinstance(error, WrongInput) else 1)
     sys.exit(0)
 
 
-def _say(message: Exception | str) -> None:
+def say(message: Exception | str) -> None:
+    """Print a message as one line on standard error."""
     text = " ".join(str(message).split()) or type(message).__name__
     print(f"gprune: {text}", file=sys.stderr)

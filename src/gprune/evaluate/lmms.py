@@ -148,7 +148,7 @@ class PrunedModel(lmms):
     def _chat(self, request: Instance, number: int) -> Chat:
         """The conversation about a document of a request's task."""
         _, doc_to_messages, _, _, task, split = request.args
-        return [_message(each) for each in doc_to_messages(self.task_dict[task][split][number])]
+        return [chat_message(each) for each in doc_to_messages(self.task_dict[task][split][number])]
 
     def _costs(self, task: str, documents: Sequence[Document]) -> Costs:
         answers = [each.answer for each in documents]
@@ -251,15 +251,16 @@ def _read_batch_size(given: int | str) -> int:
     return int(given)
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+def chat_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message as chat templates read it, its pictures open."""
     content = message["content"]
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    return {"role": message["role"], "content": [_part(part) for part in content]}
+    return {"role": message["role"], "content": [message_part(part) for part in content]}
 
 
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+def message_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a message of lmms-eval, text or image, as a chat template takes it."""
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] != "image":

@@ -94,13 +94,13 @@ class PruningModel(Base):
         _wait(features)
         started = time.perf_counter()
         where = views(self.config, len(features), size, features.device)
-        kept = _select(replace(self._pruner, keep=keep), VisualTokens(features, where, (len(features),)))
+        kept = select_rows(replace(self._pruner, keep=keep), VisualTokens(features, where, (len(features),)))
         _wait(kept)
         metrics.SECONDS.inc(time.perf_counter() - started)
         return kept
 
 
-def _select(pruner: Pruner, tokens: VisualTokens) -> Tensor:
+def select_rows(pruner: Pruner, tokens: VisualTokens) -> Tensor:
     """The kept rows; an image with features that are NaN or Inf must not end the server, and loses those first."""
     try:
         return pruner.select(tokens).kept
