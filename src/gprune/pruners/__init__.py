@@ -14,6 +14,7 @@ from .divprune import DivPrune
 from .fastv import FastV
 from .gprune import GPrune
 from .graphcover import GraphCover
+from .graphvote import GraphVote
 from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .pyramiddrop import PyramidDrop
@@ -33,6 +34,7 @@ PRUNERS: dict[str, type[Method]] = {
         L2Norm,
         DivPrune,
         GraphCover,
+        GraphVote,
         Foreground,
         Background,
         ClsAttention,
@@ -75,6 +77,7 @@ __all__ = [
     "Foreground",
     "GPrune",
     "GraphCover",
+    "GraphVote",
     "InsideTokens",
     "L2Norm",
     "Method",
