@@ -21,7 +21,7 @@ from gprune.kernels.gram import Gram
 from gprune.pruners.graphvote import elected, votes_of
 
 
-def circle(cosine: np.ndarray, total: float) -> float:
+def temperature(cosine: np.ndarray, total: float) -> float:
     """The temperature at which the votes of a token add up to `total`, by halving."""
     low, high = math.log(1e-4), math.log(0.1)
     for _ in range(60):
@@ -30,10 +30,9 @@ def circle(cosine: np.ndarray, total: float) -> float:
     return math.exp(high)
 
 
-def ballots(cosine: np.ndarray, k: int) -> np.ndarray:
+def ballots(cosine: np.ndarray, total: float = 4) -> np.ndarray:
     """S, float64 [N, N]: row i votes."""
-    total = max(1.05, len(cosine) / k)
-    return np.stack([np.exp((row - 1) / circle(row, total)) for row in cosine])
+    return np.stack([np.exp((row - 1) / temperature(row, total)) for row in cosine])
 
 
 def election(votes: np.ndarray, weights: np.ndarray, k: int, discount: float = 1000) -> list[int]:
@@ -50,7 +49,7 @@ def election(votes: np.ndarray, weights: np.ndarray, k: int, discount: float = 1
 
 def reference(tokens: Tensor, k: int, discount: float = 1000) -> list[int]:
     """The tokens kept of a view, in the order chosen."""
-    return election(ballots(np.minimum(cosines(tokens), 1), k), tokens.double().norm(dim=1).numpy(), k, discount)
+    return election(ballots(np.minimum(cosines(tokens), 1)), tokens.double().norm(dim=1).numpy(), k, discount)
 
 
 def kept(tokens: Tensor, k: int, discount: float = 1000.0) -> list[int]:
@@ -65,7 +64,7 @@ def in_turn(tokens: Tensor, k: int, discount: float = 1000.0) -> list[int]:
 def by_float64(tokens: Tensor, k: int, discount: float = 1000.0) -> list[int]:
     """What is elected of float64 cosines, in the order chosen."""
     exact = tokens.double()[None]
-    return elected(votes_of(normalize(exact, dim=-1), k), exact.norm(dim=-1), k, discount)[0].tolist()
+    return elected(votes_of(normalize(exact, dim=-1), 4), exact.norm(dim=-1), k, discount)[0].tolist()
 
 
 @pytest.mark.parametrize("make", [features, clustered])
@@ -118,12 +117,12 @@ def test_views_of_equal_size_keep_together_what_they_keep_alone(room, monkeypatc
 
 
 @pytest.mark.parametrize("make", [features, clustered])
-@pytest.mark.parametrize("k", [1, 4, 20])
-def test_the_votes_of_every_token_add_up_to_what_a_seat_stands_for(make, k):
-    """Or to less, where the widest circle has no more."""
-    votes = votes_of(normalize(make(60), dim=-1)[None], k).rows(torch.arange(60))[0].sum(0)
+@pytest.mark.parametrize("circle", [2.0, 4.0, 20.0])
+def test_the_votes_of_every_token_add_up_to_its_circle(make, circle):
+    """Or to less, where the widest has no more."""
+    votes = votes_of(normalize(make(60), dim=-1)[None], circle).rows(torch.arange(60))[0].sum(0)
     widest = torch.tensor(np.exp((cosines(make(60)) - 1) / 0.1).sum(1), dtype=torch.float32)
-    torch.testing.assert_close(votes, widest.clamp(max=max(1.05, 60 / k)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(votes, widest.clamp(max=circle), rtol=1e-4, atol=0)
 
 
 # --- what it satisfies ---
@@ -179,9 +178,11 @@ def test_clusters_keep_their_shares(keep, seed):
 
 @settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(0, 100), st.data())
-def test_exactly_k_distinct_tokens(n, seed, data):
+def test_exactly_k_distinct_tokens_and_all_that_a_smaller_k_keeps(n, seed, data):
     k = data.draw(st.integers(1, n))
-    assert len(set(kept(features(n, seed=seed), k))) == k
+    many = kept(features(n, seed=seed), k)
+    assert len(set(many)) == k
+    assert set(kept(features(n, seed=seed), max(1, k - 1))) <= set(many)
 
 
 @settings(max_examples=40)

@@ -28,19 +28,41 @@ _RECOUNTED = 32
 class GraphVote(SetPruner):
     """Elect the tokens that stand for all, in proportion: every token votes for those alike, ever less for the next.
 
-    Token i gives j the vote S_ij = exp((cosine_ij - 1) / T_i), the weight of an edge of G-Prune's graph without its
-    threshold, at a temperature of its own: T_i is so wide that all votes of i add up to N / k, the tokens that
-    one seat stands for (at least 1.05, T_i at most 0.1). k times the token with the largest gain
+    Token i gives token j the vote S_ij = exp((cosine_ij - 1) / T_i), the weight of an edge of G-Prune's graph without
+    its threshold, at a temperature of its own: the T_i at which all its votes add up to `circle`. So the tokens of a
+    dense region tell one another apart, and those of a sparse one see as many. T_i is at most 0.1, where further tokens
+    are not alike, and at least 0.0001, where float32 tells no more. Again and again the token is kept that has the
+    largest
 
-        sum_i |x_i| S_ij / (1 + discount c_i)
+        sum_i |x_i| S_ij / (1 + discount c_i),
 
-    is kept, where c_i is how much i is represented: the sum of its votes for those kept before.
+    c_i being how far i is represented: the sum of its votes for those kept before. A larger ratio keeps all that a
+    smaller one does.
 
-    Of tokens that are alike or not at all (S is 0 or 1) this is the sequential method of Thiele ("Om Flerfoldsvalg",
-    1895): greedy for sum_i |x_i| (1 + 1 / (1 + discount) + ... + 1 / (1 + (c_i - 1) discount)).
+    What is known of it is known of votes that are 0 or 1. Of them it is the sequential method of Thiele ("Om
+    Flerfoldsvalg", 1895), greedy for the satisfaction sum_i |x_i| (1 + 1 / (1 + discount) + ... + 1 / (1 + (c_i - 1)
+    discount)). That is monotone and submodular, so greedy reaches at least 1 - 1/e of the most that any k tokens give
+    (Nemhauser, Wolsey and Fisher, 1978). Groups of copies share the seats by the divisor method with divisors
+    s + 1 / discount, s the seats that a group has (Balinski and Young, "Fair Representation", 1982): discount=1 is
+    D'Hondt's, 2 is Sainte-Lague's, and a large one nears Adams's, which gives each group a seat before any has two, and
+    none more than its share rounded up.
 
+    What is not: with discount=1 and equal norms, the set of the *largest* satisfaction has proportional justified
+    representation (Aziz et al., "Justified representation in approval-based committee voting", 2017; Sanchez-Fernandez
+    et al., "Proportional justified representation", 2017), but the sequential method can miss even justified
+    representation where groups overlap. Of votes between 0 and 1 a gain is the slope of a satisfaction and not its
+    rise, for which no bound is claimed.
+
+    Args:
+        keep, scope, positions: see `Pruner`.
+        circle: > 1; what the votes of a token add up to, its own vote of 1 included.
+        discount: > 0; how fast a vote loses weight with every representative.
+
+    Raises:
+        BadType, BadValue: an argument is not one of the values above.
     """
 
+    circle: float = setting(4.0, Above(1))
     discount: float = setting(1000.0, Above(0))
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
@@ -60,7 +82,7 @@ class GraphVote(SetPruner):
             for first in range(0, len(views), at_once):
                 rows = torch.stack([view.rows for view in views[first : first + at_once]])
                 features = tokens.features[rows]
-                votes = votes_of(normalize(features.float(), dim=-1), k)
+                votes = votes_of(normalize(features.float(), dim=-1), self.circle)
                 chosen += rows.gather(1, elected(votes, initial_scores(features), k, self.discount))
         return chosen
 
@@ -69,29 +91,28 @@ class GraphVote(SetPruner):
         return gram_flops(count, width) if kept else 0
 
 
-def votes_of(directions: Tensor, k: int) -> Gram:
+def votes_of(directions: Tensor, circle: float) -> Gram:
     """Row j has the votes for j, exp((cosine - 1) / T_i) of every i: floating [B, N, N].
 
     Args:
         directions: floating [B, N, d], of norm 1 or 0.
-        k: seats, which say how wide the circles of the voters are.
+        circle: see `GraphVote`.
     """
     votes = Gram(directions)
     votes.map_(lambda cosine: cosine.clamp_(max=1).sub_(1))
-    total = max(1.05, directions.shape[1] / k)
-    sharpness = torch.cat([sharpness_of(rows, total) for _, rows in votes.parts()], -1)
-    votes.map_(lambda distance: distance.mul_(sharpness.unsqueeze(-2)).exp_())
+    sharpness = torch.cat([sharpness_of(rows, circle) for _, rows in votes.parts()], -1).unsqueeze(-2)
+    votes.map_(lambda nearness: nearness.mul_(sharpness).exp_())
     return votes
 
 
-def sharpness_of(nearness: Tensor, total: float) -> Tensor:
-    """1 / T, floating [...], at which the sum of exp(nearness / T) is `total`, within 1 / `WIDEST` and 1 / `NARROWEST`.
+def sharpness_of(nearness: Tensor, circle: float) -> Tensor:
+    """1 / T, floating [...], at which the sum of exp(nearness / T) is `circle`, for T from `NARROWEST` to `WIDEST`.
 
     The logarithm of the sum is convex in 1 / T and falls, so that Newton's steps from the left never pass the root.
 
     Args:
         nearness: cosines less 1, floating [..., N].
-        total: > 1.
+        circle: > 1.
     """
     sharpness = torch.full_like(nearness[..., 0], 1 / WIDEST)
     while True:
@@ -99,7 +120,7 @@ def sharpness_of(nearness: Tensor, total: float) -> Tensor:
         count = votes.sum(-1)
         slope = votes.mul_(nearness).sum(-1) / count
         before = sharpness
-        sharpness = before - (count.log() - math.log(total)) / slope.clamp(max=-1e-12)
+        sharpness = before - (count.log() - math.log(circle)) / slope.clamp(max=-1e-12)
         sharpness = sharpness.clamp_(1 / WIDEST, 1 / NARROWEST)
         if (sharpness - before <= 1e-4 * before).all():
             return sharpness
@@ -121,6 +142,7 @@ def elected(votes: Gram, weights: Tensor, k: int, discount: float) -> Tensor:
     Returns:
         int64 [B, k], in the order chosen; ties go to the lower index.
     """
+
     def gain(rows: Tensor) -> Tensor:
         return rows.mul_(claims).sum(-1, dtype=torch.float64).float()
 
