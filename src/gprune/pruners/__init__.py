@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BadValue, NonFiniteFeatures
+from .auto import Auto
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
 from .cdpruner import CDPruner
@@ -35,6 +36,7 @@ PRUNERS: dict[str, type[Method]] = {
         DivPrune,
         GraphCover,
         GraphVote,
+        Auto,
         Foreground,
         Background,
         ClsAttention,
@@ -67,6 +69,7 @@ __all__ = [
     "DART",
     "PRUNERS",
     "VTW",
+    "Auto",
     "Background",
     "CDPruner",
     "Chain",
