@@ -12,7 +12,7 @@ from .base import SetPruner
 from .graphcover import GraphCover
 from .graphvote import GraphVote
 
-FEW = 1 / 7
+FEW = 1 / 6
 """Share of a view's tokens below which `GraphCover` chooses."""
 
 
@@ -22,8 +22,8 @@ class Auto(SetPruner):
 
     With many tokens to keep, a cover is complete early, and what is left of its budget goes to the rarest tokens;
     votes give large regions theirs. With few, there is not a token for every region, and it matters more that none is
-    far from one that is kept. The passage lies at a seventh of a view's tokens, between the 20 % at which the two
-    answer alike on validation pictures of the embedded benchmark and the 10 % at which `GraphCover` is ahead
+    far from one that is kept. The passage lies at a sixth of a view's tokens, between the 20 % at which the two answer
+    alike on validation pictures of the embedded benchmark and the 15 % from which `GraphCover` is ahead
     (docs/methods.md). On each side of it a larger ratio keeps all that a smaller one does.
     """
 
