@@ -32,7 +32,7 @@ from gprune.models import read_config
 from gprune.spec import parse_pruner
 
 COMMAND = "python benchmarks/selection.py"
-METHODS = ("random", "gprune", "divprune", "graphcover")
+METHODS = ("random", "gprune", "divprune", "graphcover", "graphvote")
 KEEP = 0.3
 SIZE = (480, 640)
 TEXT_TOKENS = 75

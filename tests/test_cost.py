@@ -351,7 +351,8 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
             pruner.select(tokens)
         counted = pruner.selection_flops(count, int(keep * count), width, key_width)
         # What GraphCover's steps read depends on the picture; of noise it is most.
-        assert counted == pytest.approx(counter.get_total_flops(), rel=0.7 if name == "graphcover" else 0, abs=2**12)
+        covers = name == "graphcover" or (name == "auto" and keep == 0.1)
+        assert counted == pytest.approx(counter.get_total_flops(), rel=0.7 if covers else 0, abs=2**12)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.1])

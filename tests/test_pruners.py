@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import gprune
@@ -246,40 +244,6 @@ def test_random_keeps_more_of_the_same_when_it_may_keep_more():
 def test_random_draws_apart_in_views_of_equal_size():
     base, grid = (rows for rows in Random(0.5).select(image([40, 40], fixed=0)).kept.split(20))
     assert base.tolist() != (grid - 40).tolist()
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("shape", [(12, 12), (24, 12), (12, 36)])
-def test_uniform_is_the_regular_sub_grid_where_there_is_one(shape, m):
-    rows, columns = shape
-    kept = Uniform(rows * columns // m**2).select(VisualTokens.of(torch.zeros(rows * columns, 1), shape)).kept
-    expected = [r * columns + c for r in range(m // 2, rows, m) for c in range(m // 2, columns, m)]
-    assert kept.tolist() == expected
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 30), st.integers(1, 30), st.data())
-def test_uniform_leaves_no_large_hole(rows, columns, data):
-    k = data.draw(st.integers(1, rows * columns))
-    kept = Uniform(k).select(VisualTokens.of(torch.zeros(rows * columns, 1), (rows, columns))).kept
-    lines = (kept // columns).unique_consecutive(return_counts=True)
-    gaps = torch.cat([torch.tensor([-1]), lines[0], torch.tensor([rows])]).diff()
-    assert gaps.max() <= rows / len(lines[0]) + 1
-    assert lines[1].max() - lines[1].min() <= 1
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 600), st.data())
-def test_uniform_without_a_grid_spaces_tokens_evenly(n, data):
-    k = data.draw(st.integers(1, n))
-    kept = Uniform(k).select(torch.zeros(n, 1)).kept
-    if k > 1:
-        assert kept.diff().max() - kept.diff().min() <= 1
-    assert abs(int(kept[0]) - (n - 1 - int(kept[-1]))) <= 1
-
-
-def test_uniform_keeps_one_token_in_the_middle():
-    assert Uniform(1).select(VisualTokens.of(torch.zeros(25, 1), (5, 5))).kept.tolist() == [12]
 
 
 # --- the package ---

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from .blocks import PAIRS, budget, row_blocks
+from .blocks import budget, row_blocks
+
+PAIRS = 2**18
+"""Pairs that are read at once: 1 MiB of float32, which stays in the cache of a core."""
 
 
 def gram(vectors: Tensor) -> Tensor:
-    """All products of pairs of vectors, floating [N, N] of [N, d]; half of them are computed."""
-    products = vectors.new_empty(len(vectors), len(vectors))
-    for block in row_blocks(len(vectors)):
-        part = vectors[block] @ vectors[block.start :].T
-        products[block, block.start :] = part
-        products[block.stop :, block] = part[:, len(part) :].T
+    """All products of pairs of vectors, floating [..., N, N] of [..., N, d]; half of them are computed."""
+    count = vectors.shape[-2]
+    products = vectors.new_empty(*vectors.shape[:-1], count)
+    for block in row_blocks(count):
+        part = vectors[..., block, :] @ vectors[..., block.start :, :].mT
+        products[..., block, block.start :] = part
+        products[..., block.stop :, block] = part[..., part.shape[-2] :].mT
     return products
 
 
@@ -29,7 +34,7 @@ class Gram:
     """`gram`, kept if there is room for it, else computed a few rows at a time whenever they are read.
 
     Args:
-        vectors: floating [N, d].
+        vectors: floating [..., N, d]: one set of vectors, or several of equal size that are not multiplied across.
         kernel: what is read in place of the products: an elementwise function of them.
         max_memory: bytes of what is kept, counted as 8 for a pair; None is `budget`.
     """
@@ -40,26 +45,44 @@ class Gram:
         kernel: Callable[[Tensor], Tensor] = lambda products: products,
         max_memory: int | None = None,
     ) -> None:
+        *sets, self._count, _ = vectors.shape
+        self._sets = math.prod(sets)
+        self._first = (torch.arange(self._sets, device=vectors.device) * self._count).view(*sets, 1)
         self._vectors, self._kernel = vectors, kernel
         room = budget(vectors.device) if max_memory is None else max_memory
-        self._kept = kernel(gram(vectors)) if 8 * len(vectors) ** 2 <= room else None
+        self._kept = kernel(gram(vectors)) if 8 * self._sets * self._count**2 <= room else None
+
+    def map_(self, function: Callable[[Tensor], Tensor]) -> None:
+        """From here on what is read is a function of what was: elementwise, or of floating [..., m, N] by columns."""
+        kernel = self._kernel
+        self._kernel = lambda products: function(kernel(products))
+        if self._kept is not None:
+            self._kept = function(self._kept)
 
     def rows(self, index: Tensor) -> Tensor:
-        """New memory, floating [m, N], of rows int64 [m]."""
+        """New memory, floating [..., m, N]: of every set its rows int64 [..., m], or the same rows [m] of all."""
+        index = index + self._first
         if self._kept is not None:
-            return self._kept.index_select(0, index)
-        return self._kernel(self._vectors.index_select(0, index) @ self._vectors.T)
+            return _taken(self._kept, index)
+        return self._kernel(_taken(self._vectors, index) @ self._vectors.mT)
 
     def parts(self, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows, as many at a time as a block has: their index, int64 [m], and `rows` of it; of all rows if None."""
-        count = len(self._vectors)
+        """Rows, at most `PAIRS` pairs at a time: their index, int64 [m], and `rows` of it; of all rows if None."""
         if index is None:
-            index = torch.arange(count, device=self._vectors.device)
-        at_once = max(1, PAIRS // max(1, count))
+            index = torch.arange(self._count, device=self._vectors.device)
+        at_once = max(1, PAIRS // max(1, self._sets * self._count))
         for part in index.split(at_once) if len(index) > at_once else (index,):
             yield part, self.rows(part)
 
     def nearest(self) -> Tensor:
-        """The largest value of each vector with another: floating [N]; -inf for one alone."""
-        values = [rows.scatter_(1, part[:, None], -torch.inf).amax(1) for part, rows in self.parts()]
-        return torch.cat(values)
+        """The largest value of each vector with another: floating [..., N]; -inf for one alone."""
+        values = []
+        for part, rows in self.parts():
+            rows[..., torch.arange(len(part)), part] = -torch.inf
+            values.append(rows.amax(-1))
+        return torch.cat(values, -1)
+
+
+def _taken(table: Tensor, places: Tensor) -> Tensor:
+    """[..., m, n] of [..., N, n], by places int64 [..., m] counted through all sets."""
+    return table.flatten(0, -2).index_select(0, places.flatten()).unflatten(0, places.shape)

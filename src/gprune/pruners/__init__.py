@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BadValue, NonFiniteFeatures
+from .auto import Auto
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
 from .cdpruner import CDPruner
@@ -14,6 +15,7 @@ from .divprune import DivPrune
 from .fastv import FastV
 from .gprune import GPrune
 from .graphcover import GraphCover
+from .graphvote import GraphVote
 from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .pyramiddrop import PyramidDrop
@@ -33,6 +35,8 @@ PRUNERS: dict[str, type[Method]] = {
         L2Norm,
         DivPrune,
         GraphCover,
+        GraphVote,
+        Auto,
         Foreground,
         Background,
         ClsAttention,
@@ -65,6 +69,7 @@ __all__ = [
     "DART",
     "PRUNERS",
     "VTW",
+    "Auto",
     "Background",
     "CDPruner",
     "Chain",
@@ -75,6 +80,7 @@ __all__ = [
     "Foreground",
     "GPrune",
     "GraphCover",
+    "GraphVote",
     "InsideTokens",
     "L2Norm",
     "Method",

@@ -1,4 +1,4 @@
-"""Uniform pruning: a regular sub-grid of the picture, whatever it shows."""
+"""Uniform pruning: tokens that lie evenly over the picture, whatever it shows."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from .base import SetPruner
 
 @dataclass
 class Uniform(SetPruner):
-    """Keep tokens evenly spaced over the view: over the rows of its grid, then over the columns of each row.
+    """Keep tokens evenly spaced over the view, whatever they are.
 
-    Of an R x C grid, k = R C / m^2 is every m-th token of every m-th row. A view without a grid is one row.
+    On a grid, the k cells are kept whose r sqrt(2) + c sqrt(3) have the smallest fractional parts, row r and column c
+    counted from the middle: a low-discrepancy set, as the points of Richtmyer ("The evaluation of definite integrals,
+    and a quasi-Monte-Carlo method based on the properties of algebraic numbers", 1951). Every row, column and rectangle
+    holds its share but for a few cells, and stripes do not fall into step with it as they do with every m-th row.
+    A larger budget keeps all that a smaller one does.
+
+    A view without a grid keeps the middles of k equal parts of its tokens.
     """
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """The k evenly spaced rows of `view`: int64 [k], ascending."""
-        height, width = view.grid or (1, len(view))
-        lines = min(max(round(math.sqrt(k * height / width)), math.ceil(k / width)), height, k)
-        places = [
-            row * width + column
-            for row, share in zip(spread(height, lines), _shares(k, lines), strict=True)
-            for column in spread(width, share)
-        ]
-        return view.rows[torch.tensor(places, device=view.rows.device)]
+        """The k evenly spaced rows of `view`: int64 [k]."""
+        if view.grid is None:
+            return view.rows[spread(len(view), k)]
+        rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in view.grid)
+        phases = (rows[:, None] * math.sqrt(2) + columns * math.sqrt(3)) % 1
+        return view.rows[phases.flatten().argsort(stable=True)[:k].to(view.rows.device)]
 
 
 def spread(n: int, k: int) -> list[int]:
     """The middles of k equal parts of range(n), k <= n: all different."""
     return [(2 * i + 1) * n // (2 * k) for i in range(k)]
-
-
-def _shares(k: int, parts: int) -> list[int]:
-    """k split into parts that differ by at most one, the larger ones evenly spaced."""
-    return [(i + 1) * k // parts - i * k // parts for i in range(parts)]
