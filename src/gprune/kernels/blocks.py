@@ -16,7 +16,7 @@ from torch import Tensor
 MAX_MEMORY = {"cpu": 2**29, "cuda": 2**30}
 """Bytes of pairs kept between two steps, by kind of device. 32 LLaVA-NeXT images have 0.72 GB of them."""
 
-PAIRS = 2**24
+TILE_PAIRS = 2**24
 """Pairs of a block at most: 64 MiB of float32."""
 
 _LISTED = 12
@@ -138,7 +138,7 @@ def directions(features: Tensor) -> Tensor:
 
 def row_blocks(count: int) -> Iterator[slice]:
     """Rows of a view: so many at a time that products are large, and so few that little of one is computed twice."""
-    step = max(128, min(PAIRS // max(1, count), count // 10))
+    step = max(128, min(TILE_PAIRS // max(1, count), count // 10))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
