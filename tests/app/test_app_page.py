@@ -180,6 +180,12 @@ def test_a_visit(user: User, astronaut: Path) -> None:
     user.page.locator("#heat-0 img").click(position={"x": 5, "y": 60})
     playwright.expect(user.page.locator("#patch")).to_contain_text("base view")
 
+    user.page.get_by_role("tab", name="Fidelity").click()
+    user.page.locator("#measure").click()
+    compared = user.page.locator("#compared tr")
+    playwright.expect(compared).to_have_count(1 + 3 * 3)
+    assert compared.nth(1).inner_text().split()[:3] == ["gprune", "0.5", str(tokens(0.5))]
+    user.shot("desktop_fidelity")
     user.page.get_by_role("tab", name="Accuracy").click()
     for method in ("gprune", "divprune", "uniform", "unpruned"):
         playwright.expect(user.page.locator("#curve-keep").get_by_text(method, exact=True)).to_be_attached()
