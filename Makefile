@@ -20,7 +20,7 @@ suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
 
 .PHONY: help venv demo lint test test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	app scenes reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	app scenes scenes-positions reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -125,9 +125,13 @@ app: .venv-app/ready  ## The web page
 bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded model served, with and without pruning
 	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
 
-scenes: venv  ## The table of the README, from the test set
+scenes: venv  ## The table of the README, from the test set; delete the folder's cells to measure anew
 	$(BIN)/gprune scenes --method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1 --seeds 3 \
 		-o benchmarks/results/scenes
+
+scenes-positions: venv  ## The table of docs/scenes.md: kept tokens at their own positions, and renumbered
+	$(BIN)/gprune scenes -o benchmarks/results/scenes_positions --keep 0.3 --seeds 1 --method \
+		gprune,gprune:positions=contiguous,graphcover,graphcover:positions=contiguous,random,random:positions=contiguous
 
 reproduce: venv  ## The paper's tables and figures on the embedded model; delete the folder's cells to measure anew
 	$(BIN)/gprune reproduce all --limit 700 -o benchmarks/results/reproduction
