@@ -62,7 +62,7 @@ def answers(given: Sequence[Answer], keep: float) -> str:
     return f'<div class="answers">{"".join(_card(answer, given[0], keep) for answer in given)}</div>'
 
 
-def fidelity(measured: Fidelity) -> str:
+def comparison(measured: Fidelity) -> str:
     """A row for every method and ratio: how much of the unpruned answer it would have said."""
     titles = ("method", "keep", "tokens", "agree", "same answer", "NLL rises by", "coverage")
     lines = [

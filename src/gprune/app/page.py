@@ -139,7 +139,7 @@ class Handlers:
         if subject is None:
             return markup.error("There is no picture; drop one, or pick an example.")
         try:
-            return markup.fidelity(self.studio.fidelity(subject, question, methods))
+            return markup.comparison(self.studio.fidelity(subject, question, methods))
         except WRONG as error:
             return markup.error(error)
 
