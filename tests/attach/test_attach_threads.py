@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
