@@ -24,6 +24,7 @@ CSS = """
 .answers .said { font-size: 1.15rem; margin: 0.4rem 0; min-height: 1.5em; overflow-wrap: anywhere;
   max-height: 10em; overflow-y: auto; }
 .compared { font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+.compared, .compared tr, .compared th, .compared td { border: 0 !important; }
 .compared th, .compared td { padding: 0.15rem 1rem 0.15rem 0; text-align: right; }
 .compared th:first-child, .compared td:first-child { text-align: left; }
 .figures { width: 100%; font-size: 0.85rem; }
