@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadValue
 from ..images import MAX_PIXELS, open_image, shrunk
+from ..pruners import Auto
 from . import markup, snippet
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
@@ -184,7 +185,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                 question = gr.Textbox(label="Question", max_lines=3, elem_id="question")
                 methods = gr.Dropdown(
                     studio.methods,
-                    value=["gprune"],
+                    value=[Auto.name],
                     label=f"Methods, up to {MAX_METHODS}",
                     multiselect=True,
                     max_choices=MAX_METHODS,
