@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .pruners import (
         BAT,
         DART,
+        MMR,
         PRUNERS,
         VTW,
         Auto,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BAT",
     "DART",
+    "MMR",
     "PRUNERS",
     "VTW",
     "AmbiguousRun",

@@ -18,6 +18,7 @@ from .graphcover import GraphCover
 from .graphvote import GraphVote
 from .l2norm import L2Norm
 from .masked import Background, Foreground
+from .mmr import MMR
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .tome import ToMe
@@ -36,6 +37,7 @@ PRUNERS: dict[str, type[Method]] = {
         DivPrune,
         GraphCover,
         GraphVote,
+        MMR,
         Auto,
         Foreground,
         Background,
@@ -67,6 +69,7 @@ def get_pruner(name: str) -> type[Method]:
 __all__ = [
     "BAT",
     "DART",
+    "MMR",
     "PRUNERS",
     "VTW",
     "Auto",
