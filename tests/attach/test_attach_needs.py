@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from reference import greedy
 
 from gprune import (
     BAT,
+    SCOPE,
     Background,
     CDPruner,
     ClsAttention,
@@ -44,6 +46,7 @@ BY_TOWER: dict[str, Pruner] = {
     "visionzip": VisionZip(0.8),
     "bat": BAT(0.6, matched=0.5),
     "zerotprune": ZeroTPrune(0.4),
+    "scope": SCOPE(0.4),
 }
 CROSSED = [(name, pruner) for pruner in BY_TOWER.values() for name in READ]
 CROSSED += [(name, CDPruner(0.4)) for name in FAMILIES]
@@ -117,7 +120,7 @@ def test_keeping_everything_changes_no_bit(name: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model(), family.inputs()
     stock = model.generate(**inputs, max_new_tokens=4, **LOGITS)
-    pruners: list[Pruner] = [ClsAttention(1.0), VisionZip(1.0), BAT(1.0), ZeroTPrune(1.0), CDPruner(1.0)]
+    pruners = [*(replace(pruner, keep=1.0) for pruner in BY_TOWER.values()), CDPruner(1.0)]
     for pruner in pruners:
         with pruner(model):
             output = model.generate(**inputs, max_new_tokens=4, **LOGITS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from towered import clustered, features
+from towered import clustered, features, zeros_among
 
 from gprune import MMR, L2Norm
 
@@ -30,10 +30,6 @@ def greedy(tokens: Tensor, weight: float, k: int) -> list[int]:
 
 def kept(tokens: Tensor, k: int, weight: float = 0.5) -> list[int]:
     return MMR(k, importance=weight).select(tokens).kept.tolist()
-
-
-def zeros_among(n: int, seed: int = 0) -> Tensor:
-    return features(n, seed=seed) * (torch.arange(n) % 3 > 0)[:, None]
 
 
 @pytest.mark.parametrize("make", [features, clustered, zeros_among])

@@ -20,6 +20,11 @@ def clustered(n: int, d: int = 8, seed: int = 0) -> Tensor:
     return features(4, d, seed + 100)[torch.arange(n) ** 2 % 4] + 0.05 * features(n, d, seed)
 
 
+def zeros_among(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    """Tokens of which every third is zero."""
+    return features(n, d, seed) * (torch.arange(n) % 3 > 0)[:, None]
+
+
 def known(tokens: Tensor, seed: int = 0, views: tuple[View, ...] | None = None) -> VisualTokens:
     """One image with random attention, keys and question; NaN on fixed rows."""
     count, width = tokens.shape
@@ -60,7 +65,8 @@ def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:
 
 
 def cosines(values: Tensor) -> np.ndarray:
-    """Of every pair: float64 [N, N]."""
+    """Of every pair: float64 [N, N]; 0 with a token that is zero."""
     x = values.double().numpy()
     lengths = np.linalg.norm(x, axis=1)
-    return x @ x.T / np.outer(lengths, lengths)
+    directions = x / np.where(lengths > 0, lengths, 1)[:, None]
+    return directions @ directions.T

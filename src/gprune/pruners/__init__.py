@@ -21,6 +21,7 @@ from .masked import Background, Foreground
 from .mmr import MMR
 from .pyramiddrop import PyramidDrop
 from .random import Random
+from .scope import SCOPE
 from .tome import ToMe
 from .uniform import Uniform
 from .visionzip import VisionZip
@@ -42,6 +43,7 @@ PRUNERS: dict[str, type[Method]] = {
         Foreground,
         Background,
         ClsAttention,
+        SCOPE,
         VisionZip,
         BAT,
         ZeroTPrune,
@@ -71,6 +73,7 @@ __all__ = [
     "DART",
     "MMR",
     "PRUNERS",
+    "SCOPE",
     "VTW",
     "Auto",
     "Background",
