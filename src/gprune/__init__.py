@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Uniform,
         Unpruned,
         VisionZip,
+        VisPruner,
         ZeroTPrune,
         get_pruner,
     )
@@ -95,6 +96,7 @@ __all__ = [
     "Unpruned",
     "UnsupportedModel",
     "View",
+    "VisPruner",
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",

@@ -23,6 +23,7 @@ from gprune import (
     Pruner,
     UnsupportedModel,
     VisionZip,
+    VisPruner,
     ZeroTPrune,
 )
 from gprune.errors import BadValue
@@ -47,6 +48,7 @@ BY_TOWER: dict[str, Pruner] = {
     "bat": BAT(0.6, matched=0.5),
     "zerotprune": ZeroTPrune(0.4),
     "scope": SCOPE(0.4),
+    "vispruner": VisPruner(0.4),
 }
 CROSSED = [(name, pruner) for pruner in BY_TOWER.values() for name in READ]
 CROSSED += [(name, CDPruner(0.4)) for name in FAMILIES]

@@ -15,10 +15,11 @@ from gprune import (
     ClsAttention,
     Pruner,
     VisionZip,
+    VisPruner,
     ZeroTPrune,
 )
 
-BY_TOWER = [ClsAttention(), VisionZip(), BAT(), ZeroTPrune(), SCOPE()]
+BY_TOWER = [ClsAttention(), VisionZip(), BAT(), ZeroTPrune(), SCOPE(), VisPruner()]
 
 
 @pytest.mark.parametrize("pruner", BY_TOWER, ids=lambda pruner: pruner.name)

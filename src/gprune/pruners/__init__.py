@@ -25,6 +25,7 @@ from .scope import SCOPE
 from .tome import ToMe
 from .uniform import Uniform
 from .visionzip import VisionZip
+from .vispruner import VisPruner
 from .vtw import VTW
 from .zerotprune import ZeroTPrune
 
@@ -44,6 +45,7 @@ PRUNERS: dict[str, type[Method]] = {
         Background,
         ClsAttention,
         SCOPE,
+        VisPruner,
         VisionZip,
         BAT,
         ZeroTPrune,
@@ -100,6 +102,7 @@ __all__ = [
     "ToMe",
     "Uniform",
     "Unpruned",
+    "VisPruner",
     "VisionZip",
     "ZeroTPrune",
     "get_pruner",
