@@ -20,6 +20,7 @@ from gprune import (
     CDPruner,
     ClsAttention,
     Foreground,
+    PruMerge,
     Pruner,
     UnsupportedModel,
     VisionZip,
@@ -48,6 +49,7 @@ BY_TOWER: dict[str, Pruner] = {
     "bat": BAT(0.6, matched=0.5),
     "zerotprune": ZeroTPrune(0.4),
     "scope": SCOPE(0.4),
+    "prumerge": PruMerge(0.6, neighbours=2),
     "vispruner": VisPruner(0.4),
 }
 CROSSED = [(name, pruner) for pruner in BY_TOWER.values() for name in READ]

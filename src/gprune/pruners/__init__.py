@@ -19,6 +19,7 @@ from .graphvote import GraphVote
 from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .mmr import MMR
+from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .scope import SCOPE
@@ -47,6 +48,7 @@ PRUNERS: dict[str, type[Method]] = {
         SCOPE,
         VisPruner,
         VisionZip,
+        PruMerge,
         BAT,
         ZeroTPrune,
         CDPruner,
@@ -93,6 +95,7 @@ __all__ = [
     "L2Norm",
     "Method",
     "NonFiniteFeatures",
+    "PruMerge",
     "Pruner",
     "PyramidDrop",
     "Random",
