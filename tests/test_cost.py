@@ -344,6 +344,7 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
     for count, width, key_width in ((64, 160, 32), (300, 48, 16)):
         signals = {"attention": torch.rand(count, generator=generator)}
         signals["keys"] = torch.randn(count, key_width, generator=generator)
+        signals["middle attention"] = torch.rand(count, generator=generator)
         features = torch.randn(count, width, generator=generator)
         questions = (torch.randn(5, width, generator=generator),)
         tokens = VisualTokens(features, (View(torch.arange(count), (count // 4, 4)),), (count,), signals, questions)
@@ -371,7 +372,7 @@ def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision", "vipllava"])
-@pytest.mark.parametrize("method", ["clsattention", "zerotprune"])
+@pytest.mark.parametrize("method", ["clsattention", "zerotprune", "hiprune"])
 def test_reading_the_tower_costs_what_is_measured(name: str, method: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model("eager"), family.inputs([[(20, 40)]])

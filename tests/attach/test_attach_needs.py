@@ -20,6 +20,7 @@ from gprune import (
     CDPruner,
     ClsAttention,
     Foreground,
+    HiPrune,
     PruMerge,
     Pruner,
     UnsupportedModel,
@@ -49,6 +50,7 @@ BY_TOWER: dict[str, Pruner] = {
     "bat": BAT(0.6, matched=0.5),
     "zerotprune": ZeroTPrune(0.4),
     "scope": SCOPE(0.4),
+    "hiprune": HiPrune(0.6, alpha=0.3),
     "prumerge": PruMerge(0.6, neighbours=2),
     "vispruner": VisPruner(0.4),
 }

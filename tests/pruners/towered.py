@@ -34,8 +34,10 @@ def known(tokens: Tensor, seed: int = 0, views: tuple[View, ...] | None = None) 
     question = torch.randn(5, width, generator=generator)
     views = views or (View(torch.arange(count)),)
     image = VisualTokens(tokens, views, (count,))
-    attention[image.fixed], keys[image.fixed] = torch.nan, torch.nan
-    return VisualTokens(tokens, views, (count,), {"attention": attention, "keys": keys}, (question,))
+    signals = {"attention": attention, "keys": keys, "middle attention": torch.rand(count, generator=generator)}
+    for values in signals.values():
+        values[image.fixed] = torch.nan
+    return VisualTokens(tokens, views, (count,), signals, (question,))
 
 
 def two_views(seed: int = 0) -> VisualTokens:

@@ -28,7 +28,8 @@ from .patches import (
 from .tiles import Joins, adjacent, overview_last
 from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
 
-FROM_TOWER: tuple[Need, ...] = ("attention", "keys")
+MIDDLE: Need = "middle attention"
+FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
 """What a method can need to know of the vision tower."""
 
 NO_PLACE = "its views do not show the whole picture"

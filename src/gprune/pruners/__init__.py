@@ -16,6 +16,7 @@ from .fastv import FastV
 from .gprune import GPrune
 from .graphcover import GraphCover
 from .graphvote import GraphVote
+from .hiprune import HiPrune
 from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .mmr import MMR
@@ -47,6 +48,7 @@ PRUNERS: dict[str, type[Method]] = {
         ClsAttention,
         SCOPE,
         VisPruner,
+        HiPrune,
         VisionZip,
         PruMerge,
         BAT,
@@ -91,6 +93,7 @@ __all__ = [
     "GPrune",
     "GraphCover",
     "GraphVote",
+    "HiPrune",
     "InsideTokens",
     "L2Norm",
     "Method",

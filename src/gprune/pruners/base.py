@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "question", "place", "mask"]
-"""Attention that a token receives in the vision tower, its key there, the question about its image, where it lies in
-the image, and the mask of that."""
+Need = Literal["attention", "keys", "middle attention", "question", "place", "mask"]
+"""Attention that a token receives in the vision tower, its key there, the attention in a middle layer, the question
+about its image, where it lies in the image, and the mask of that."""
 
 
 @dataclass(frozen=True, eq=False)
