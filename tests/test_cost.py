@@ -352,7 +352,7 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
             pruner.select(tokens)
         counted = pruner.selection_flops(count, int(keep * count), width, key_width)
         # What the steps of a cover read depends on the picture; of noise it is most.
-        covers = name in ("graphcover", "scope") or (name == "auto" and keep == 0.1)
+        covers = name in ("graphcover", "scope", "mmtok") or (name == "auto" and keep == 0.1)
         assert counted == pytest.approx(counter.get_total_flops(), rel=0.7 if covers else 0, abs=2**12)
 
 

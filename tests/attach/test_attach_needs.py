@@ -15,12 +15,15 @@ from reference import greedy
 
 from gprune import (
     BAT,
+    MMR,
     SCOPE,
+    ApET,
     Background,
     CDPruner,
     ClsAttention,
     Foreground,
     HiPrune,
+    MMTok,
     PruMerge,
     Pruner,
     UnsupportedModel,
@@ -30,6 +33,7 @@ from gprune import (
 )
 from gprune.errors import BadValue
 from gprune.families.table import FAMILIES as TABLE
+from gprune.families.table import missing
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -55,7 +59,8 @@ BY_TOWER: dict[str, Pruner] = {
     "vispruner": VisPruner(0.4),
 }
 CROSSED = [(name, pruner) for pruner in BY_TOWER.values() for name in READ]
-CROSSED += [(name, CDPruner(0.4)) for name in FAMILIES]
+CROSSED += [(name, pruner) for pruner in (CDPruner(0.4), MMTok(0.4), MMR(0.4)) for name in FAMILIES]
+CROSSED += [(name, ApET(0.6)) for name in FAMILIES if missing(ApET(), name) is None]
 CROSSED += [(name, pruner) for pruner in (Foreground(0.4, mask=OBJECT), Background(7, mask=OBJECT)) for name in WHOLE]
 
 

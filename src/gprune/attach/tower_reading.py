@@ -127,7 +127,7 @@ def layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
 
 
 def middle_index(tower: Module, last: int) -> int:
-    """Of the middle attention layer: 9 of 24, or as deep, at most `last`; in towers with windows the nearest without."""
+    """Of the middle attention layer: 9 of 24 or as deep, at most `last`; in towers with windows one without."""
     index = min(len(host.attention_layers(tower)) * 3 // 8, last)
     return min(host.whole_layers(tower) or (index,), key=lambda whole: abs(whole - index))
 

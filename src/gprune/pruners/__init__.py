@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BadValue, NonFiniteFeatures
+from .apet import ApET
 from .auto import Auto
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
@@ -20,6 +21,7 @@ from .hiprune import HiPrune
 from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .mmr import MMR
+from .mmtok import MMTok
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -42,6 +44,7 @@ PRUNERS: dict[str, type[Method]] = {
         GraphCover,
         GraphVote,
         MMR,
+        ApET,
         Auto,
         Foreground,
         Background,
@@ -54,6 +57,7 @@ PRUNERS: dict[str, type[Method]] = {
         BAT,
         ZeroTPrune,
         CDPruner,
+        MMTok,
         ToMe,
         FastV,
         VTW,
@@ -81,6 +85,7 @@ __all__ = [
     "PRUNERS",
     "SCOPE",
     "VTW",
+    "ApET",
     "Auto",
     "Background",
     "CDPruner",
@@ -96,6 +101,7 @@ __all__ = [
     "HiPrune",
     "InsideTokens",
     "L2Norm",
+    "MMTok",
     "Method",
     "NonFiniteFeatures",
     "PruMerge",

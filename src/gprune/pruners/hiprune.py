@@ -18,9 +18,9 @@ class HiPrune(SetPruner):
     """Keep anchors by the attention of a middle layer, their four neighbours as buffers, and registers by the last.
 
     Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
-    2025, arXiv 2508.00553. Of k tokens floor(alpha k) are anchors: those with the most attention in the middle layer, which
-    looks at objects. Buffers are the tokens above, below, left and right of them. What is left of the k are registers:
-    those with the most attention in the last layer, which gathers what the picture is about.
+    2025, arXiv 2508.00553. Of k tokens floor(alpha k) are anchors: those with the most attention in the middle layer,
+    which looks at objects. Buffers are the tokens above, below, left and right of them. What is left of the k are
+    registers: those with the most attention in the last layer, which gathers what the picture is about.
 
     The attention of the last layer is as in `ClsAttention`, from the class token where there is one, and of the middle
     layer alike. The paper names layer and alpha for each tower; had to be decided for all: a layer at three eighths of
