@@ -61,6 +61,7 @@ def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:
         states=states,
         attention=torch.rand(n, generator=generator),
         key_norms=torch.rand(n, generator=generator),
+        change=torch.rand(n, generator=generator),
         text=torch.randn(text, d, generator=generator),
         text_key_norms=torch.rand(text, generator=generator),
     )

@@ -28,6 +28,7 @@ from .random import Random
 from .scope import SCOPE
 from .tome import ToMe
 from .uniform import Uniform
+from .v2drop import V2Drop
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vtw import VTW
@@ -63,6 +64,7 @@ PRUNERS: dict[str, type[Method]] = {
         VTW,
         PyramidDrop,
         DART,
+        V2Drop,
     )
 }
 
@@ -114,6 +116,7 @@ __all__ = [
     "ToMe",
     "Uniform",
     "Unpruned",
+    "V2Drop",
     "VisPruner",
     "VisionZip",
     "ZeroTPrune",
