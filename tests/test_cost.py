@@ -357,7 +357,7 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.1])
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", [name for name in BEFORE if name != "evs"])  # which is for videos
 def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float) -> None:
     model, processor = load_embedded()
     pruner, picture = method_of(name, keep), next(samples("test", 1)).picture

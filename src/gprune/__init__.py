@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .pruners import (
         BAT,
         DART,
+        EVS,
         MMR,
         PRUNERS,
         SCOPE,
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BAT",
     "DART",
+    "EVS",
     "MMR",
     "PRUNERS",
     "SCOPE",

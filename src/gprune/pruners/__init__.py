@@ -13,6 +13,7 @@ from .clsattention import ClsAttention
 from .dart import DART
 from .decoder import DecoderPruner, InsideTokens
 from .divprune import DivPrune
+from .evs import EVS
 from .fastv import FastV
 from .gprune import GPrune
 from .graphcover import GraphCover
@@ -59,6 +60,7 @@ PRUNERS: dict[str, type[Method]] = {
         ZeroTPrune,
         CDPruner,
         MMTok,
+        EVS,
         ToMe,
         FastV,
         VTW,
@@ -83,6 +85,7 @@ def get_pruner(name: str) -> type[Method]:
 __all__ = [
     "BAT",
     "DART",
+    "EVS",
     "MMR",
     "PRUNERS",
     "SCOPE",
