@@ -98,8 +98,16 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+HYBRID = LINEAR | _rope(1, 1, 0, partial_rotary_factor=0.5)
+GLM_ROPE = _rope(1, 1, 2, partial_rotary_factor=1.0)
+GLM_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
 GLM = {
-    **_settings(text("glm4v_text", **_rope(1, 1, 2, partial_rotary_factor=1.0)), image_size=32),
     "image_start_token_id": BEGIN,
     "image_end_token_id": END,
     "video_start_token_id": LINE,
@@ -126,13 +134,22 @@ MROPE: tuple[Family, ...] = (
     ),
     Qwen3VL(
         "qwen3_5",
+        _settings(text("qwen3_5_text", **HYBRID), num_position_embeddings=64) | QWEN,
+        *AROUND,
+        spread=0.08,
+    ),
+    Qwen3VL(
+        "qwen3_5_moe",
         _settings(
-            text("qwen3_5_text", **LINEAR, **_rope(1, 1, 0, partial_rotary_factor=0.5)), num_position_embeddings=64
+            text("qwen3_5_moe_text", **HYBRID, **EXPERTS, shared_expert_intermediate_size=16),
+            num_position_embeddings=64,
         )
         | QWEN,
         *AROUND,
         spread=0.08,
     ),
-    MRope("glm4v", GLM, *AROUND),
-    MRope("glm46v", GLM, *AROUND),
+    MRope("glm4v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm46v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm4v_moe", _settings(text("glm4v_moe_text", **GLM_EXPERTS, **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm_ocr", _settings(text("glm_ocr_text", **GLM_ROPE)) | GLM, *AROUND),
 )

@@ -133,6 +133,7 @@ _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
+_LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
     "aria": Family(unordered, llm=True, unmergeable="learned queries, of a number of their own, stand for its patches"),
@@ -146,6 +147,8 @@ FAMILIES: dict[str, Family] = {
     "gemma4": Family(facts=_MIXED),
     "glm46v": _GLM,
     "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm_ocr": _GLM,
     "got_ocr2": _TILES,
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics3": _TILES_PER_PROMPT,
@@ -179,7 +182,8 @@ FAMILIES: dict[str, Family] = {
         _QWEN, tower=Tower("visual", merged_in_windows, merged_in_windows), facts=("layers without windows",)
     ),
     "qwen2_vl": _QWEN,
-    "qwen3_5": replace(_QWEN, llm=False, facts=_MIXED),
+    "qwen3_5": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
     "qwen3_vl": _DEEPSTACK,
     "qwen3_vl_moe": _DEEPSTACK,
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
