@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from families import FAMILIES, IMAGE, Size
 from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
+from transformers import GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import gprune
+from gprune import host
 from gprune.families.table import FAMILIES as TABLE
 
 WORDS = {
@@ -89,12 +95,34 @@ def test_images_stand_in_prompts_as_the_processors_write_them(name: str, size: S
 def test_the_readme_names_every_family_of_the_table() -> None:
     table = (Path(__file__).parents[1] / "README.md").read_text().partition("| family | `model_type` |")[2]
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.partition("\n\n")[0].splitlines()[2:]]
-    assert sorted(re.findall(r"`(\w+)`", " ".join(row[1] for row in rows))) == [
-        name for name, family in TABLE.items() if not family.refused
-    ]
-    refused = ", ".join(family for family, _, why in rows if why.startswith("refused") and "decoder" not in why)
-    names = {name.removesuffix("video") for name, family in TABLE.items() if family.refused}
-    assert set(refused.lower().replace(" 1", "").split(", ")) == names
+    for refused in (False, True):
+        named = " ".join(row[1] for row in rows if row[2].startswith("refused") == refused)
+        names = [name for name, family in TABLE.items() if bool(family.refused) == refused]
+        assert sorted(re.findall(r"`([\w.-]+)`", named)) == names
+
+
+def generating() -> dict[str, str]:
+    """Every model of transformers that puts image features in the place of placeholders: model_type -> class."""
+    encoder, found = host.encoder_name("image"), {}
+    for file in Path(transformers.models.__file__).parent.glob("*/modeling_*.py"):
+        if f"def {encoder}(" not in file.read_text(encoding="utf-8"):
+            continue
+        module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
+        for kind in vars(module).values():
+            if not (inspect.isclass(kind) and issubclass(kind, GenerationMixin) and hasattr(kind, "config_class")):
+                continue
+            placeholders = any(hasattr(kind.config_class, f"image_token_{name}") for name in ("id", "index"))
+            encodes = hasattr(kind, encoder) or host.ENCODED in inspect.signature(kind.forward).parameters
+            if placeholders and encodes:
+                found[kind.config_class.model_type] = kind.__name__
+    classes = set(found.values())
+    return found | {name: kind for name, kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items() if kind in classes}
+
+
+def test_every_family_of_transformers_is_offered_or_refused_with_its_own_reason() -> None:
+    models = generating()
+    assert {"llava", "deepseek_vl", "fuyu", "florence2"} <= set(models)
+    assert {name: kind for name, kind in models.items() if name not in TABLE} == {}
 
 
 def test_families_import_nothing_that_is_above_them() -> None:

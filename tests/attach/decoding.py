@@ -13,7 +13,8 @@ from packaging.version import Version
 from reference import KeptPrompt, text_logits
 from torch import Tensor
 
-PLACEHOLDERS = [IMAGE, VIDEO]
+PLACEHOLDERS = [0, IMAGE, VIDEO]
+"""Tokens that a model is kept from speaking: padding, which `generate()` reads a mask off, and those of images."""
 
 
 def since(version: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import cache_of, since, with_cache
+from decoding import PLACEHOLDERS, cache_of, since, with_cache
 from families import BATCH, FAMILIES, IMAGE, Family, prompt_of
 from reference import encode, greedy, kept_prompts, kept_rows, text_logits
 from torch.nn.functional import cross_entropy
@@ -17,7 +17,7 @@ STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 close = {"rtol": 0, "atol": 1e-5}
 
-STATIC_SINCE = {"gemma4": "5.23", "llama4": "5.20"}
+STATIC_SINCE = {"gemma4": "5.23", "gemma4_unified": "5.25", "llama4": "5.20"}
 """The first transformers whose own static cache gives what its dynamic one does, or does not fail, unpruned."""
 
 
@@ -47,7 +47,8 @@ def test_generation_equals_full_recompute(family: Family, attention: str) -> Non
             assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
             assert cache_of(output).get_seq_length() < length
     pictures = expected["original"][:2] - expected["contiguous"][:2]
-    assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
+    if family.knows_positions:
+        assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
     pruner = L2Norm(keep=0.4, positions=positions)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
-    names = ("projector", "aligner", "merger", "connector", "embed_vision")
+    names = ("projector", "aligner", "merger", "connector", "embed_vision", "vision_projection")
     weight = next(p for name, p in model.named_parameters() if any(part in name for part in names) and p.ndim > 1)
 
     predicted, wanted = [], []
@@ -93,7 +94,8 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
 @torch.no_grad()
 def test_keeping_everything_changes_no_bit(family: Family) -> None:
     model, inputs = family.model(), family.inputs()
-    arguments = {**inputs, **LOGITS, "max_new_tokens": 4}
+    # Without a cache, a placeholder that the model speaks would be one without an image.
+    arguments = {**inputs, **LOGITS, "max_new_tokens": 4, "suppress_tokens": PLACEHOLDERS}
     modes: list[dict[str, Any]] = [{}, {"use_cache": False}]
     if since(STATIC_SINCE.get(family.name, "5.19")):
         modes.append({"cache_implementation": "static", "disable_compile": True})

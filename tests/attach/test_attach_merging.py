@@ -296,7 +296,13 @@ def test_pixels_that_are_not_finite_name_the_image(name: str) -> None:
 
 # --- what is refused ---
 
-REASONS = {"llava_onevision": "scales the grid", "vipllava": r"layers \[-1, -2\]", "aria": "learned queries"}
+REASONS = {
+    "llava_onevision": "scales the grid",
+    "vipllava": r"layers \[-1, -2\]",
+    "aria": "learned queries",
+    "deepseek_vl_hybrid": "second tower",
+    "fast_vlm": "convolutions",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in MERGING or name == "vipllava"])

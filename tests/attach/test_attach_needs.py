@@ -40,9 +40,7 @@ LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "
 close: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
 READ = [name for name in FAMILIES if TABLE[name].tower]
-WHOLE = [
-    name for name in READ if name not in ("idefics3", "smolvlm", "internvl", "aya_vision", "cohere2_vision", "lfm2_vl")
-]
+WHOLE = [name for name in READ if TABLE[name].joins is None]
 MAIN = present("llava", "llava_next", "qwen2_5_vl", "smolvlm")
 
 OBJECT = torch.zeros(40, 60, dtype=torch.bool)

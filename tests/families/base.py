@@ -84,6 +84,10 @@ class Family(ABC):
     takes_videos: ClassVar[bool] = False
     reads_placeholders: ClassVar[bool] = True
     """Whether the embedding of a placeholder without an image is its own; else it is that of padding."""
+    knows_positions: ClassVar[bool] = True
+    """Whether the LLM knows its tokens by position; else both numberings are the same."""
+    tower_attends: ClassVar[bool] = True
+    """Whether the vision tower has attention, of which the backend can be chosen."""
 
     def build(self) -> tuple[Any, Any]:
         """The config and the class of the tiny model."""
@@ -252,7 +256,7 @@ def _model(family: Family, attention: str) -> Any:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, family.spread)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(attention if family.tower_attends else {"": attention, "text_config": attention})
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from .base import Family, Layout, Size, Text, is_visual
-from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VOCABULARY, text, vision
+from .base import Family, Layout, Size, Text, Video, is_visual
+from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VIDEO, VOCABULARY, text, vision
 
 PATCH, MERGE = 4, 2
 CELL = PATCH * MERGE
 """Side in pixels of what one token shows."""
+
+FRAMES = 2
+"""Frames that one token of a video shows."""
 
 
 class Grid(Family):
@@ -40,12 +44,40 @@ class Grid(Family):
         return torch.tensor([[frames, rows * MERGE, columns * MERGE]])
 
 
-class Mistral3(Grid):
-    """Text tokens break the lines of an image; images of a batch are padded to the largest."""
+class Flat(Grid):
+    """Pixels come as flat patches, those of a token one after the other; the frames of a video follow each other."""
 
-    def image_ids(self, size: Size, text: Text) -> list[int]:
-        rows, columns = self.grid(size)
-        return [*([*[IMAGE] * columns, BREAK] * rows)[:-1], END]
+    together: ClassVar[int] = FRAMES
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(1, size)
+        return {"pixel_values": self.patches(grid, generator), "image_grid_thw": grid}
+
+    def video_layout(self, video: Video) -> Layout:
+        return self.frames_layout(math.ceil(video[0] / self.together), video[1])
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(math.ceil(video[0] / self.together), video[1])
+        return {"pixel_values_videos": self.patches(grid, generator), "video_grid_thw": grid}
+
+    def patches(self, grid: Tensor, generator: Generator) -> Tensor:
+        """The patches of an image or a video."""
+        return torch.randn(int(grid.prod()), 3 * self.together * PATCH**2, generator=generator)
+
+
+class Stamped(Flat):
+    """A time stamp stands before every frame of a video."""
+
+    takes_videos = True
+
+    def video_ids(self, video: Video, text: Text) -> list[int]:
+        views = self.layout(video)[1]
+        frames = [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
+        return [*self.before, *frames, *self.after]
+
+
+class LightOnOcr(Grid):
+    """Images of a batch are padded to the largest."""
 
     def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
         height, width = (cells * CELL for cells in self.grid(size))
@@ -53,6 +85,53 @@ class Mistral3(Grid):
             "pixel_values": torch.randn(1, 3, height, width, generator=generator),
             "image_sizes": torch.tensor([[height, width]]),
         }
+
+
+class Mistral3(LightOnOcr):
+    """Text tokens break the lines of an image."""
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        rows, columns = self.grid(size)
+        return [*([*[IMAGE] * columns, BREAK] * rows)[:-1], END]
+
+
+class MistralLarge4(Mistral3):
+    """Logits are capped; every token attends to the few that an indexer picks."""
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        cap = model.config.text_config.final_logit_softcapping
+        return cap * torch.tanh(super().logits(model, ids, arguments) / cap)
+
+
+class MuseGlimmer(Stamped):
+    """Logits are scaled and capped."""
+
+    reads_placeholders = False
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        settings = model.config.text_config
+        cap = settings.final_logit_softcapping
+        return cap * torch.tanh(super().logits(model, ids, arguments) * settings.output_multiplier / cap)
+
+
+class VideoLlama3(Flat):
+    """Every image says how many of its patches a token is made of."""
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        pixels = super().image_pixels(size, generator)
+        return pixels | {"image_merge_sizes": torch.tensor([MERGE])}
+
+    def patches(self, grid: Tensor, generator: Generator) -> Tensor:
+        return torch.randn(int(grid.prod()), 3 * PATCH**2, generator=generator)
+
+
+class Glm5Next(Flat):
+    """The LLM knows no positions; every token attends to the few that an indexer picks by blocks."""
+
+    knows_positions = False
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (ids == IMAGE).long()}
 
 
 class KimiK25(Grid):
@@ -68,19 +147,20 @@ class KimiK25(Grid):
         }
 
 
-class Gemma4(Grid):
+class Gemma4Unified(Grid):
     """Pixels come as patches with their places, padded to as many for every image.
 
-    Every layer has inputs of its own that are looked up by token; the last takes the keys and values of one
-    before it. Layers with a sliding window see the tokens of an image both ways, the others do not.
+    The tokens of an image see each other both ways.
     """
 
     most = 8
     reads_placeholders = False
+    merge: ClassVar[int] = 1
+    """Patches of a token along a side; elsewhere their pixels are one patch."""
 
     def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
-        _, rows, columns = self.patch_grid(1, size)[0].tolist()
-        pixels = torch.zeros(1, (self.most * MERGE) ** 2, 3 * PATCH**2)
+        rows, columns = (cells * self.merge for cells in self.grid(size))
+        pixels = torch.zeros(1, (self.most * self.merge) ** 2, 3 * (CELL // self.merge) ** 2)
         places = torch.full((1, pixels.shape[1], 2), -1)
         pixels[:, : rows * columns] = torch.rand(rows * columns, pixels.shape[2], generator=generator)
         places[:, : rows * columns] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
@@ -94,6 +174,15 @@ class Gemma4(Grid):
         starts = shown & ~shown.roll(1, -1)
         return torch.where(shown, starts.cumsum(-1), -1)
 
+
+class Gemma4(Gemma4Unified):
+    """Every layer has inputs of its own, looked up by token; the last takes the keys and values of one before it.
+
+    Layers with a sliding window see the tokens of an image both ways, the others do not.
+    """
+
+    merge = MERGE
+
     def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
         mask = arguments["attention_mask"]
         if mask.ndim == 4:
@@ -103,16 +192,203 @@ class Gemma4(Grid):
         return super().logits(model, ids, {**arguments, "attention_mask": mask, "per_layer_inputs": per_layer})
 
 
+PIXTRAL = vision("pixtral", image=Grid.most * CELL, patch=PATCH, head_dim=12)
+SPARSE = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+
 GRIDS: tuple[Family, ...] = (
+    LightOnOcr(
+        "lighton_ocr",
+        {
+            "vision_config": PIXTRAL,
+            "text_config": text("qwen3"),
+            "image_token_id": IMAGE,
+            "spatial_merge_size": MERGE,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Stamped(
+        "lfm3_vl",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "layer_types": ["conv", "full_attention"],
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+                "temporal_patch_size": FRAMES,
+            },
+            "text_config": text(
+                "lfm3",
+                num_hidden_layers=3,
+                layer_types=["conv", "full_attention", "sliding_attention"],
+                sliding_window=512,
+            ),
+            **IMAGE_AND_VIDEO,
+            "vision_start_token_id": BEGIN,
+            "vision_end_token_id": END,
+            "projector_hidden_size": 24,
+            "tie_word_embeddings": False,
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
     Mistral3(
         "mistral3",
         {
-            "vision_config": vision("pixtral", image=Grid.most * CELL, patch=PATCH, head_dim=12),
+            "vision_config": PIXTRAL,
             "text_config": text("mistral", sliding_window=None),
             "image_token_id": IMAGE,
             "spatial_merge_size": MERGE,
             "vision_feature_layer": -1,
         },
+    ),
+    MistralLarge4(
+        "mistral_large4",
+        {
+            "vision_config": PIXTRAL,
+            "text_config": text(
+                "mistral_large4_text",
+                num_hidden_layers=3,
+                num_key_value_heads=4,
+                no_rope_layers=[1, 0, 1],
+                kv_source_layers=[0, 1, 0],
+                kv_lora_rank=16,
+                qk_rope_head_dim=8,
+                qk_nope_head_dim=8,
+                v_head_dim=8,
+                index_topk=12,
+                index_head_dim=8,
+                index_n_heads=16,
+                **SPARSE,
+            ),
+            "image_token_id": IMAGE,
+            "spatial_merge_size": MERGE,
+            "vision_feature_layer": -1,
+        },
+    ),
+    MuseGlimmer(
+        "muse_glimmer",
+        {
+            "vision_config": {
+                "patch_size": PATCH,
+                "patch_temporal": FRAMES,
+                "merge_size": MERGE,
+                "pos_emb_height": 4,
+                "pos_emb_width": 4,
+                "max_position_embeddings": 16,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "layer_types": ["window_attention", "full_attention"],
+            },
+            "text_config": text(
+                "muse_glimmer_text", layer_types=["sliding_attention", "full_attention"], sliding_window=512
+            ),
+            **IMAGE_AND_VIDEO,
+            "out_hidden_size": 64,
+            "projector_hidden_size": 24,
+            "tie_word_embeddings": False,
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
+    VideoLlama3(
+        "video_llama_3",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": PATCH,
+            },
+            "text_config": text("qwen2"),
+            **IMAGE_AND_VIDEO,
+        },
+    ),
+    Gemma4Unified(
+        "gemma4_unified",
+        {
+            "vision_config": {
+                "patch_size": PATCH,
+                "pooling_kernel_size": MERGE,
+                "mm_embed_dim": 16,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 16,
+            },
+            "text_config": text(
+                "gemma4_unified_text",
+                num_hidden_layers=3,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                sliding_window=512,
+                global_head_dim=8,
+                use_bidirectional_attention="vision",
+            ),
+            "audio_config": None,
+            **IMAGE_AND_VIDEO,
+            "audio_token_id": VOCABULARY,
+            "boi_token_id": BEGIN,
+            "eoi_token_id": END,
+            "tie_word_embeddings": False,
+        },
+        before=(BEGIN,),
+        after=(END,),
+        spread=0.05,
+    ),
+    Glm5Next(
+        "glm5_next",
+        {
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 16,
+                "out_hidden_size": 32,
+                "intermediate_size": 24,
+                "projection_intermediate_size": 24,
+                "num_heads": 2,
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+                "temporal_patch_size": FRAMES,
+            },
+            "text_config": text(
+                "glm5_next_text",
+                num_key_value_heads=4,
+                layer_types=["linear_attention", "indexed_attention"],
+                linear_head_dim=8,
+                linear_num_heads=2,
+                mlp_layer_types=["dense", "sparse"],
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                v_head_dim=8,
+                index_topk=12,
+                index_kpool=2,
+                index_head_dim=8,
+                index_n_heads=16,
+                hc_mult=2,
+                hc_sinkhorn_iters=2,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                n_shared_experts=1,
+                moe_intermediate_size=16,
+            ),
+            **IMAGE_AND_VIDEO,
+            "image_start_token_id": BEGIN,
+            "image_end_token_id": END,
+            "video_start_token_id": LINE,
+            "video_end_token_id": BREAK,
+        },
+        before=(BEGIN,),
+        after=(END,),
     ),
     KimiK25(
         "kimi_k25",
@@ -134,13 +410,9 @@ GRIDS: tuple[Family, ...] = (
                 qk_rope_head_dim=8,
                 qk_nope_head_dim=8,
                 v_head_dim=8,
-                first_k_dense_replace=1,
-                n_shared_experts=1,
-                n_routed_experts=4,
                 n_group=1,
                 topk_group=1,
-                num_experts_per_tok=2,
-                moe_intermediate_size=16,
+                **SPARSE,
                 num_mtp_layers=0,
             ),
             "projection_hidden_size": 16,

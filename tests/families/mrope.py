@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from .base import Family, Layout, Media, Size, Text, Video
-from .grids import MERGE, PATCH, Grid
+from .base import Family, Media
+from .grids import FRAMES, MERGE, PATCH, SPARSE, Flat, Stamped
 from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, VIDEO, text
 
-FRAMES = 2
-"""Frames that one token of a video shows."""
 
-
-class MRope(Grid):
-    """Pixels come as flat patches."""
-
-    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
-        grid = self.patch_grid(1, size)
-        return {"pixel_values": _patches(grid, generator), "image_grid_thw": grid}
+class MRope(Flat):
+    """A processor tells images from videos."""
 
     def token_types(self, ids: Tensor) -> dict[str, Tensor]:
         return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO)}
@@ -40,21 +32,9 @@ class Qwen2VL(MRope):
 
     takes_videos = True
 
-    def video_layout(self, video: Video) -> Layout:
-        return self.frames_layout(math.ceil(video[0] / FRAMES), video[1])
 
-    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
-        grid = self.patch_grid(math.ceil(video[0] / FRAMES), video[1])
-        return {"pixel_values_videos": _patches(grid, generator), "video_grid_thw": grid}
-
-
-class Qwen3VL(Qwen2VL):
-    """A time stamp stands before every frame; features of inner layers of the vision tower may go to the LLM too."""
-
-    def video_ids(self, video: Video, text: Text) -> list[int]:
-        views = self.layout(video)[1]
-        frames = [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
-        return [*self.before, *frames, *self.after]
+class Qwen3VL(Stamped, MRope):
+    """Features of inner layers of the vision tower may go to the LLM too."""
 
     def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
         def level(index: int) -> Tensor:
@@ -65,8 +45,31 @@ class Qwen3VL(Qwen2VL):
         return [level(index) for index in range(levels)] if any(images) else []
 
 
-def _patches(grid: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(int(grid.prod()), 3 * FRAMES * PATCH**2, generator=generator)
+class CohereCompass(Qwen3VL):
+    """Logits are scaled; layers without a window know no positions."""
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return super().logits(model, ids, arguments) * model.config.text_config.logit_scale
+
+
+class Qwen4Exp(Qwen3VL):
+    """A layer looks neighbouring tokens up; every token attends to the few that an indexer picks by blocks."""
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return super().logits(model, ids, {**arguments, "ple_input_ids": ids[None]})
+
+
+class Cosmos3Edge(Qwen3VL):
+    """A token of a video shows one frame."""
+
+    together = 1
+
+
+class PaddleOCR(MRope):
+    """Patches are squares, row by row."""
+
+    def patches(self, grid: Tensor, generator: Generator) -> Tensor:
+        return torch.randn(int(grid.prod()), 3, PATCH, PATCH, generator=generator)
 
 
 def _settings(text_config: dict[str, Any], **vision_config: Any) -> dict[str, Any]:
@@ -98,8 +101,9 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+HYBRID = LINEAR | _rope(1, 1, 0, partial_rotary_factor=0.5)
+GLM_ROPE = _rope(1, 1, 2, partial_rotary_factor=1.0)
 GLM = {
-    **_settings(text("glm4v_text", **_rope(1, 1, 2, partial_rotary_factor=1.0)), image_size=32),
     "image_start_token_id": BEGIN,
     "image_end_token_id": END,
     "video_start_token_id": LINE,
@@ -124,15 +128,106 @@ MROPE: tuple[Family, ...] = (
         _settings(text("qwen3_vl_moe_text", num_hidden_layers=3, **EXPERTS, **_rope(2, 1, 1)), **QWEN3) | QWEN,
         *AROUND,
     ),
+    Qwen3VL("cosmos3_omni", _settings(text("qwen3_vl_text", **_rope(2, 1, 1)), **QWEN3) | QWEN, *AROUND),
+    CohereCompass(
+        "cohere_compass",
+        _settings(
+            text(
+                "cohere_compass_text",
+                layer_types=["sliding_attention", "full_attention"],
+                sliding_window=512,
+                rope_parameters={"sliding_attention": _rope(2, 1, 1)["rope_parameters"], "full_attention": None},
+                logit_scale=0.5,
+            ),
+            **QWEN3,
+        )
+        | QWEN,
+        *AROUND,
+    ),
+    Cosmos3Edge(
+        "cosmos3_edge",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+                "num_patches": 64,
+            },
+            "text_config": text("cosmos3_edge_text", **_rope(2, 1, 1)),
+            **IMAGE_AND_VIDEO,
+            **QWEN,
+            "projector_hidden_size": 24,
+        },
+        *AROUND,
+    ),
+    PaddleOCR(
+        "paddleocr_vl",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+            },
+            "text_config": text("paddleocr_vl_text", **_rope(1, 1, 2)),
+            **IMAGE_AND_VIDEO,
+            **QWEN,
+            "tie_word_embeddings": False,
+        },
+        *AROUND,
+    ),
     Qwen3VL(
         "qwen3_5",
+        _settings(text("qwen3_5_text", **HYBRID), num_position_embeddings=64) | QWEN,
+        *AROUND,
+        spread=0.08,
+    ),
+    Qwen3VL(
+        "qwen3_5_moe",
         _settings(
-            text("qwen3_5_text", **LINEAR, **_rope(1, 1, 0, partial_rotary_factor=0.5)), num_position_embeddings=64
+            text("qwen3_5_moe_text", **HYBRID, **EXPERTS, shared_expert_intermediate_size=16),
+            num_position_embeddings=64,
         )
         | QWEN,
         *AROUND,
         spread=0.08,
     ),
-    MRope("glm4v", GLM, *AROUND),
-    MRope("glm46v", GLM, *AROUND),
+    Qwen4Exp(
+        "qwen4_exp",
+        _settings(
+            text(
+                "qwen4_exp_text",
+                **LINEAR | {"layer_types": ["linear_attention", "indexed_attention"]},
+                **_rope(1, 1, 0, partial_rotary_factor=0.5),
+                **EXPERTS,
+                shared_expert_intermediate_size=16,
+                hc_count=2,
+                hc_lowrank=4,
+                ple_layer_ids=[1],
+                ngram_vocab_size_base=20,
+                heads_per_ngram=2,
+                indexer_n_heads=16,
+                indexer_kv_heads=1,
+                indexer_head_dim=8,
+                indexer_budget=12,
+                indexer_compress_ratio=2,
+            )
+            | {"eos_token_id": 2},
+            num_position_embeddings=64,
+        )
+        | QWEN,
+        *AROUND,
+        spread=0.08,
+    ),
+    MRope("glm4v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm46v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glmga", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm4v_moe", _settings(text("glm4v_moe_text", **SPARSE, **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    MRope("glm_ocr", _settings(text("glm_ocr_text", **GLM_ROPE)) | GLM, *AROUND),
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import transformers as T
 from torch import Generator, Tensor
 
 from .base import Family, Layout, Media, Size, Text
@@ -72,7 +74,40 @@ class Aria(Square):
         return super().image_pixels(size, generator) | {"pixel_mask": mask}
 
 
+class DeepseekVLHybrid(Square):
+    """A second tower sees the same picture in a higher resolution."""
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        sharp = torch.randn(1, 3, 4 * self.pixels, 4 * self.pixels, generator=generator)
+        return super().image_pixels(size, generator) | {"high_res_pixel_values": sharp}
+
+
+class FastVLM(Square):
+    """The tower is made of convolutions."""
+
+    tower_attends = False
+
+
 CLIP_LLAMA = {"vision_config": vision("clip_vision_model"), "text_config": text(), "image_token_id": IMAGE}
+
+SAM = {
+    "hidden_size": 16,
+    "output_channels": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 4,
+    "mlp_dim": 16,
+    "window_size": 2,
+    "global_attn_indexes": [1],
+}
+CONVOLUTIONS: dict[str, Any] = {
+    "model_type": "convnext",
+    "hidden_size": 24,
+    "num_stages": 1,
+    "hidden_sizes": [24],
+    "depths": [2],
+}
 
 SQUARE: tuple[Family, ...] = (
     Square("llava", {**CLIP_LLAMA, "image_seq_length": 16}),
@@ -105,26 +140,32 @@ SQUARE: tuple[Family, ...] = (
         },
     ),
     Square("deepseek_vl", {"vision_config": siglip(), "text_config": text(), "image_token_id": IMAGE}),
-    Square(
-        "got_ocr2",
+    DeepseekVLHybrid(
+        "deepseek_vl_hybrid",
         {
-            "vision_config": {
-                "hidden_size": 16,
-                "output_channels": 8,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 64,
-                "patch_size": 4,
-                "mlp_dim": 16,
-                "window_size": 2,
-                "global_attn_indexes": [1],
-            },
+            "vision_config": siglip(),
+            "high_res_vision_config": SAM,
+            "text_config": text(),
+            "image_token_id": IMAGE,
+        },
+    ),
+    FastVLM(
+        "fast_vlm",
+        {
+            "vision_config": T.AutoConfig.for_model(**CONVOLUTIONS),  # the released tower needs timm
             "text_config": text("qwen2"),
             "image_token_id": IMAGE,
         },
-        before=(BEGIN,),
-        after=(END,),
-        pixels=64,
+    ),
+    *(
+        Square(
+            name,
+            {"vision_config": SAM, "text_config": text("qwen2"), "image_token_id": IMAGE},
+            before=(BEGIN,),
+            after=(END,),
+            pixels=64,
+        )
+        for name in ("got_ocr2", "pp_chart2table")
     ),
     Aria(
         "aria",

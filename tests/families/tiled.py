@@ -176,6 +176,17 @@ TILED: tuple[Family, ...] = (
         before=(BEGIN,),
         after=(END,),
     ),
+    Tiled(
+        "qianfan_ocr",
+        {
+            "vision_config": {**SQUARES, "model_type": "qianfan_ocr_vision"},
+            "text_config": text("qwen3"),
+            "image_token_id": IMAGE,
+            "image_seq_length": SIDE**2,
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
     AyaVision(
         "aya_vision",
         {**COHERE2, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},

@@ -74,7 +74,8 @@ def read_positions(
     if visual and given is not None and given.ndim == 3 and given.shape[0] == 1:
         raise ValueError(
             "position_ids of shape [1, batch, length] number images like text, as generate() does in "
-            "transformers<5.23 for images that are added to a cache; call forward for them, or prefill all at once"
+            "transformers<5.23, and of some families later, for images that are added to a cache; call forward for "
+            "them, or prefill all at once"
         )
     tokens = None if given is None else token_row(model, given)
     if tokens is None:

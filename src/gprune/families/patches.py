@@ -37,7 +37,10 @@ def pooled_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) 
         shapes = arguments["spatial_shapes"].tolist()
         images = [image[: math.prod(shape)] for image, shape in zip(values, shapes, strict=True)]
     else:
-        shapes = (torch.as_tensor(arguments["image_sizes"]) // base.vision_tower.patch_size).tolist()
+        if "image_grid_thw" in arguments:
+            shapes = arguments["image_grid_thw"][:, 1:].tolist()
+        else:
+            shapes = (torch.as_tensor(arguments["image_sizes"]) // base.config.vision_config.patch_size).tolist()
         images = list(values[0].split([math.prod(shape) for shape in shapes]))
     area = sum(map(len, images)) // count
     return torch.cat([_squares(image[None], rows, area)[0] for image, (rows, _) in zip(images, shapes, strict=True)])
@@ -48,11 +51,18 @@ def merged(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tenso
     return values[0].view(count, -1, values.shape[-1]).mean(1)
 
 
+def merged_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
+    """A token is the mean of patches that follow each other, of a number that each image says."""
+    images = values[0].split(arguments["image_grid_thw"].prod(1).tolist())
+    areas = arguments["image_merge_sizes"].square().tolist()
+    return torch.cat([image.unflatten(0, (-1, area)).mean(1) for image, area in zip(images, areas, strict=True)])
+
+
 def merged_in_windows(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
     """A token is the mean of patches that follow each other where a tower puts those of a window side by side."""
-    tower = base.visual
-    merge = tower.spatial_merge_size
-    window = tower.window_size // merge // tower.patch_size
+    vision = base.config.vision_config
+    merge = vision.spatial_merge_size
+    window = vision.window_size // merge // vision.patch_size
     grids = arguments["image_grid_thw" if "image_grid_thw" in arguments else "video_grid_thw"].tolist()
     order = torch.empty(0, dtype=torch.long)
     for frames, rows, columns in ((frames, height // merge, width // merge) for frames, height, width in grids):

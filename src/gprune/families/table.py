@@ -17,6 +17,7 @@ from ..pruners.base import Method, Need
 from .patches import (
     ToTokens,
     merged,
+    merged_by_size,
     merged_in_windows,
     packed,
     patches,
@@ -39,7 +40,22 @@ UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md s
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
 _CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
 _QUERIES = "its Q-Former already condenses every image to a few query tokens"
+_RESAMPLER = "its resampler already condenses every image to a few query tokens"
 _CROSS_ATTENTION = "images reach its LLM by cross-attention, so that they take no place in the prompt"
+_ENCODER_DECODER = "in an encoder-decoder model, images are not in the prompt of the part that generates"
+_UNNUMBERED = (
+    "its generate() hands no position ids on, which tell tokens that a pruned cache holds already from new ones"
+)
+_BLOCKS_BY_POSITION = (
+    "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
+)
+_VIEWS_IN_ONE_ITEM = "its encoder joins tiles and the whole image to one item, whose parts gprune cannot tell apart"
+_LEVELS_OF_ITS_OWN = "its LLM is given features of several layers of the tower, in a way that gprune does not read"
+_DISTANCES = "its LLM weighs tokens by how many others lie between them, which dropping tokens changes"
+_LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
+_SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
+_SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
+_THINKER = "its thinker numbers images, videos and sounds together, and gprune does not know of sounds"
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,7 @@ _FLAT_CLIPS = host.installed() >= Version("5.20.2")
 _PROJECTOR = "multi_modal_projector"
 _PATCHES = Tower("vision_tower", without_class_token(patches))
 _POOLED = Tower("vision_tower", without_class_token(pooled))
+_WINDOWS = Tower("visual", merged_in_windows, merged_in_windows)
 _PACKED = without_class_token(packed)
 
 _LLAVA = Family(tower=_PATCHES, projector=_PROJECTOR, llm=True, tiling="whole")
@@ -135,28 +152,67 @@ _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
+_LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
+    "apertus1p5": Family(refused=_CODEBOOK),
     "aria": Family(unordered, llm=True, unmergeable="learned queries, of a number of their own, stand for its patches"),
     "aya_vision": Family(joins=overview_last, tower=_POOLED),
+    "blip": Family(refused=_CROSS_ATTENTION),
     "blip-2": Family(refused=_QUERIES),
     "chameleon": Family(refused=_CODEBOOK),
     "cohere2_vision": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled)),
+    "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
+    "cosmos3_edge": _QWEN,
+    "cosmos3_omni": _DEEPSTACK,
+    "deepseek_ocr2": Family(refused=_VIEWS_IN_ONE_ITEM),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
+    "deepseek_vl_hybrid": Family(
+        tower=Tower("vision_model", patches),
+        unmergeable="a second tower sees the picture too, and the tokens of both are joined one by one",
+        llm=True,
+    ),
+    "diffusion_gemma": Family(refused="it denoises blocks of text, in the place of one token after the other"),
+    "dots3_note": Family(refused=_SOUNDS),
     "emu3": Family(refused=_CODEBOOK),
+    "ernie4_5_vl_moe": Family(refused="its experts take tokens by their kind, which gprune was not tested with"),
+    "exaone4_5": Family(refused=_UNNUMBERED),
+    "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
+    "florence2": Family(refused=_ENCODER_DECODER),
+    "fuyu": Family(refused="line breaks in its prompt alone tell the shape of an image"),
     "gemma3": Family(tower=Tower("vision_tower", pooled), facts=_MIXED),
+    "gemma3n": Family(refused="its vision tower comes from timm, with which gprune was not tested"),
     "gemma4": Family(facts=_MIXED),
+    "gemma4_unified": Family(facts=_MIXED),
     "glm46v": _GLM,
     "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm5_next": Family(tower=Tower("visual", merged, merged), facts=_MIXED),
+    "glm_image": Family(refused=_CODEBOOK),
+    "glm_ocr": _GLM,
+    "glmga": _GLM,
     "got_ocr2": _TILES,
+    "granite4_vision": Family(refused=_LEVELS_OF_ITS_OWN),
+    "granite_docling": Family(refused=_LEVELS_OF_ITS_OWN),
+    "hunyuan_vl": Family(refused=_LINE_ENDS),
+    "hy_v4_vl": Family(refused=_LINE_ENDS),
+    "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
     "idefics": Family(refused=_CROSS_ATTENTION),
+    "idefics2": Family(refused=_RESAMPLER),
     "idefics3": _TILES_PER_PROMPT,
+    "inkling2": Family(refused=_DISTANCES),
+    "inkling2_loop": Family(refused=_DISTANCES),
+    "inkling_mm_model": Family(refused=_DISTANCES),
     "instructblip": Family(refused=_QUERIES),
     "instructblipvideo": Family(refused=_QUERIES),
     "internvl": replace(_TILES, tower=_POOLED),
+    "janus": Family(refused="its generate() makes pictures too, in a loop of its own"),
     "kimi_k25": Family(llm=True),
-    "kosmos-2": Family(refused="its resampler already condenses every image to a few query tokens"),
+    "kosmos-2": Family(refused=_RESAMPLER),
+    "kosmos-2.5": Family(refused=_RESAMPLER),
     "lfm2_vl": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled_by_size), facts=_MIXED),
+    "lfm3_vl": Family(video=frames, tower=Tower("vision_tower", merged, merged), facts=_MIXED),
+    "lighton_ocr": Family(tower=Tower("vision_encoder", pooled_by_size), llm=True),
     "llama4": Family(joins=overview_last, output=host.UNPOOLED, project=_projector, broken="5.24.0"),
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
@@ -172,19 +228,41 @@ FAMILIES: dict[str, Family] = {
         projector="",
         unmergeable="it scales the grid of patches down, in which none may be missing",
     ),
+    "minicpm_ocr": Family(refused=_SLICES),
+    "minicpmv4_6": Family(refused=_SLICES),
+    "minicpmv4_7": Family(refused=_SLICES),
+    "minimax_m3_vl": Family(refused=_BLOCKS_BY_POSITION),
     "mistral3": Family(tower=Tower("vision_tower", pooled_by_size), llm=True),
+    "mistral_large4": Family(tower=Tower("vision_tower", pooled_by_size)),
     "mllama": Family(refused=_CROSS_ATTENTION),
     "molmo2": Family(two_resolutions, llm=True),
+    "muse_glimmer": Family(video=frames, facts=_MIXED),
+    "muse_spark": Family(refused=_SOUNDS),
+    "nemotron_h_omni": Family(refused=_SOUNDS),
+    "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
+    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size)),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
-    "qwen2_5_vl": replace(
-        _QWEN, tower=Tower("visual", merged_in_windows, merged_in_windows), facts=("layers without windows",)
-    ),
+    "pp_chart2table": _TILES,
+    "qianfan_ocr": replace(_TILES, tower=_POOLED),
+    "qwen2_5_omni": Family(refused=_THINKER),
+    "qwen2_5_omni_thinker": Family(refused=_THINKER),
+    "qwen2_5_vl": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_vl": _QWEN,
-    "qwen3_5": replace(_QWEN, llm=False, facts=_MIXED),
+    "qwen3_5": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
+    "qwen3_omni_moe": Family(refused=_THINKER),
+    "qwen3_omni_moe_thinker": Family(refused=_THINKER),
     "qwen3_vl": _DEEPSTACK,
     "qwen3_vl_moe": _DEEPSTACK,
+    "qwen4_exp": _LINEAR,
+    "shieldgemma2": Family(refused="it judges pictures, and generates nothing"),
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
+    "step3p7": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "t5gemma2": Family(refused=_ENCODER_DECODER),
+    "unlimited_ocr": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
+    "video_llava": Family(refused="it takes images as pixel_values_images"),
     "vipllava": _LLAVA,
 }
 
@@ -197,7 +275,7 @@ def unsupported(config: Any) -> str | None:
         if not reason:
             return None
     elif getattr(config, "is_encoder_decoder", False):
-        reason = "in an encoder-decoder model, images are not in the prompt of the part that generates"
+        reason = _ENCODER_DECODER
     elif hasattr(config, "vision_config"):
         reason = UNKNOWN
     else:
