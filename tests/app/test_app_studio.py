@@ -73,7 +73,7 @@ def test_a_preview_is_what_a_call_keeps(studio: Studio, subject: Subject) -> Non
         with torch.no_grad(), pruner(studio.model) as run:
             studio.model(**inputs_of(studio, subject), logits_to_keep=1)
         report = run.images[0]
-        if method in ("fastv", "vtw", "pyramiddrop", "dart"):
+        if pruner.acts == "in the LLM":
             last(studio, subject, [method], 0.5)
         [panel] = studio.preview(subject, QUESTION, [method], 0.5)
         assert panel.note.startswith(f"{report.n_after} of {report.n_before} tokens kept"), method
