@@ -16,7 +16,7 @@ class Accepted(ABC):
     """What a setting accepts: `value in accepted`; `str(accepted)` says it in an error."""
 
     kinds: tuple[type, ...] = (int, float)
-    """The types of its values; bool, which Python counts as int, is never one."""
+    """The types of its values; bool, which Python counts as int, only where it is named."""
 
     @abstractmethod
     def __contains__(self, value: Any) -> bool:
@@ -117,7 +117,8 @@ def check_settings(owner: Any) -> None:
 def check_value(name: str, value: Any, accepted: Accepted, default: Any = None) -> None:
     """Raise BadType or BadValue unless the value is accepted that users call `name`, and need not give."""
     advice = f"accepted is {accepted}; {accepted.remedy(value, default)}"
-    if isinstance(value, bool) or not isinstance(value, accepted.kinds):
+    counts = bool in accepted.kinds or not isinstance(value, bool)
+    if not counts or not isinstance(value, accepted.kinds):
         kind = type(value).__name__
         raise BadType(f"{name}={value!r} is {'an' if kind == 'int' else 'a'} {kind}; {advice}")
     if value not in accepted:

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from . import host
 from .errors import BadType
 from .families.architectures import architecture
-from .families.table import FAMILIES
+from .families.table import FAMILIES, FROM_TOWER, MIDDLE
 from .families.tiling import tiling
 from .pruners import Method, Pruner, Unpruned
 from .tokens import Keep, Mask, check_keep, kept_count
@@ -229,12 +229,13 @@ def _count_selection(net: Any, tiles: int, views: Sequence[int], counts: Sequenc
     """FLOPs of choosing so many tokens of each view, those of reading the vision tower included."""
     vision = net.config.vision_config
     flops, keys = 0, vision.hidden_size // vision.num_attention_heads
-    if {"attention", "keys"} & set(pruner.needs):
-        # One attention layer is run again, up to the logits of the tokens whose attention counts.
+    if set(FROM_TOWER) & set(pruner.needs):
+        # One attention layer, or two, is run again, up to the logits of the tokens whose attention counts.
         class_token = host.has_class_token(net.base_model.vision_tower)
         patches = (vision.image_size // vision.patch_size) ** 2 + class_token
         logits = patches * vision.hidden_size * (1 if class_token else patches)
-        flops = 2 * tiles * (4 * patches * vision.hidden_size**2 + logits)
+        layers = 2 if MIDDLE in pruner.needs else 1
+        flops = layers * 2 * tiles * (4 * patches * vision.hidden_size**2 + logits)
     width = net.config.text_config.hidden_size
     return flops + sum(pruner.selection_flops(n, k, width, keys) for n, k in zip(views, counts, strict=True))
 

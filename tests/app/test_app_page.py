@@ -25,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="driving a browse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = Path(__file__).parents[2] / "build" / "app"
-METHODS = ("gprune", "graphcover", "uniform")
+METHODS = ("auto", "graphcover", "uniform")
 PATIENCE = 60_000  # ms: a busy machine is no failure
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
@@ -159,7 +159,7 @@ def test_a_visit(user: User, astronaut: Path) -> None:
     cards = user.ask("what is the background?")
     assert [card.split("\n")[0] for card in cards] == [
         "all tokens",
-        "gprune, keep 0.2",
+        "auto, keep 0.2",
         "divprune, keep 0.2",
         "uniform, keep 0.2",
     ]
@@ -180,8 +180,14 @@ def test_a_visit(user: User, astronaut: Path) -> None:
     user.page.locator("#heat-0 img").click(position={"x": 5, "y": 60})
     playwright.expect(user.page.locator("#patch")).to_contain_text("base view")
 
+    user.page.get_by_role("tab", name="Fidelity").click()
+    user.page.locator("#measure").click()
+    compared = user.page.locator("#compared tr")
+    playwright.expect(compared).to_have_count(1 + 3 * 3)
+    assert compared.nth(1).inner_text().split()[:3] == ["auto", "0.5", str(tokens(0.5))]
+    user.shot("desktop_fidelity")
     user.page.get_by_role("tab", name="Accuracy").click()
-    for method in ("gprune", "divprune", "uniform", "unpruned"):
+    for method in ("auto", "divprune", "uniform", "unpruned"):
         playwright.expect(user.page.locator("#curve-keep").get_by_text(method, exact=True)).to_be_attached()
     user.shot("desktop_accuracy")
     user.page.get_by_role("tab", name="Code").click()

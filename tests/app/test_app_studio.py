@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from gprune import GPrune, Method, kept_count, verify
 from gprune.app.examples import examples
-from gprune.app.studio import MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
+from gprune.app.studio import KEEPS, MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
 from gprune.cost import Cost, cost, measure
 from gprune.graph import cosine_graph
 from gprune.prompt import build_inputs
@@ -171,10 +171,22 @@ def test_answers_come_word_by_word(studio: Studio, subject: Subject) -> None:
     assert steps[2][0].text and not steps[2][1].text
 
 
+def test_fidelity_says_whether_the_answers_are_the_same(studio: Studio, subject: Subject) -> None:
+    methods = ["gprune", "random"]
+    rows = {(row["method"], row["keep"]): row for row in studio.fidelity(subject, QUESTION, methods).rows}
+    for keep in KEEPS:
+        unpruned, *pruned = last(studio, subject, methods, keep)
+        for answer in pruned:
+            assert (rows[answer.method, keep]["exact"] == 1) == (answer.text == unpruned.text)
+    assert {row["exact"] for row in rows.values()} == {0, 1}
+
+
 @pytest.mark.parametrize("question", ["", "  \n", "x" * (MAX_QUESTION + 1)])
 def test_no_question(studio: Studio, subject: Subject, question: str) -> None:
     with pytest.raises(ValueError, match="the question has"):
         next(studio.ask(subject, question, ["gprune"], 0.5))
+    with pytest.raises(ValueError, match="the question has"):
+        studio.fidelity(subject, question, ["gprune"])
 
 
 @pytest.mark.parametrize(

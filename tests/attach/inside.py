@@ -34,6 +34,7 @@ class Seen:
         states: [n, d], the input of the layer to come.
         attention: [n], the last row of the attention of the layer before, mean over its heads.
         keys: [n, heads, d], of the layer before.
+        change: [n], of the states, since the input of the layer before.
         candidates: int64, columns of the image that have not left.
         text: int64, columns of text.
     """
@@ -41,6 +42,7 @@ class Seen:
     states: Tensor
     attention: Tensor
     keys: Tensor
+    change: Tensor
     candidates: Tensor
     text: Tensor
 
@@ -48,6 +50,11 @@ class Seen:
 def most_attended(seen: Seen, k: int) -> Tensor:
     """FastV, PyramidDrop."""
     return seen.attention[seen.candidates].topk(k).indices
+
+
+def most_changed(seen: Seen, k: int) -> Tensor:
+    """V2Drop."""
+    return seen.change[seen.candidates].topk(k).indices
 
 
 def least_duplicate(seen: Seen, k: int, pivots: int = 4) -> Tensor:
@@ -110,8 +117,11 @@ class Inside:
         def close(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             layer = list(layers).index(module)
             if not settled:
+                states = args[0][0]
+                seen["change"] = (states - seen.get("states", states)).norm(dim=-1)
+                seen["states"] = states
                 before = self.left[-1] if layer else torch.zeros(len(self.prompt.ids), dtype=torch.bool)
-                self.left.append(self._leaving(before, layer, args[0][0], seen))
+                self.left.append(self._leaving(before, layer, states, seen))
             gone = self.left[layer]
             gone = torch.cat([gone, gone.new_zeros(len(self.prompt.ids) - len(gone))])
             mask = kwargs["attention_mask"].masked_fill(gone, torch.finfo(torch.float32).min)
@@ -137,7 +147,7 @@ class Inside:
             gone[candidates] = True
             if counts[layer]:
                 text = (~self.prompt.visual).nonzero().squeeze(1)
-                own = Seen(states, seen["attention"], seen["keys"], candidates, text)
+                own = Seen(states, seen["attention"], seen["keys"], seen["change"], candidates, text)
                 gone[candidates[self.choose(own, counts[layer])]] = False
         return gone
 

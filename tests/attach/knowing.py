@@ -13,6 +13,7 @@ from reference import KeptPrompt, kept_prompts
 from torch import Tensor
 
 from gprune.attach.encoding import encoding_of
+from gprune.families.table import FROM_TOWER
 from gprune.pruners import Pruner, Selection, SetPruner
 from gprune.pruners.base import Need
 from gprune.tokens import View, VisualTokens
@@ -22,7 +23,7 @@ from gprune.tokens import View, VisualTokens
 class Curious(SetPruner):
     """Needs all there is, keeps the first tokens, and remembers what it was told."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("attention", "keys")
+    needs: ClassVar[tuple[Need, ...]] = FROM_TOWER
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         self.told = tokens
@@ -76,12 +77,12 @@ def known_tokens(
         question = model.get_input_embeddings()(ids[~is_visual(ids)])
         features = family.encode(model, prompt, [media])
         read: dict[str, list[Tensor]] = {}
-        if "attention" in pruner.needs or "keys" in pruner.needs:
+        if set(FROM_TOWER) & set(pruner.needs):
             with Curious(1.0)(model):
                 for video in (False, True):
                     own = [one for one in media if is_video(one) == video]
                     output = encoder_output(model, prompt, "video" if video else "image") if own else None
-                    for name in ("attention", "keys") if own else ():
+                    for name in FROM_TOWER if own else ():
                         counts = [family.layout(one)[0] for one in own]
                         read.setdefault(name, []).extend(signals(output, name).split(counts))
         order = sorted(range(len(media)), key=lambda i: is_video(media[i]))  # images first, as they were read

@@ -10,9 +10,9 @@ import pytest
 import torch
 from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
-from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended
+from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed
 
-from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel
+from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel, V2Drop
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.pruners import Pruner
@@ -27,12 +27,14 @@ SHARES = {
     "vtw": [1, 1, 0, 0],
     "pyramiddrop": [1, 0.5, 0.25, 0.125],
     "dart": [1, 1, 0.5, 0.5],
+    "v2drop": [1, 0.5, 0.25, 0.125],
 }
 METHODS: dict[str, tuple[Pruner, Choose]] = {
     "fastv": (FastV(keep=0.7), most_attended),
     "vtw": (VTW(keep=0.5), most_attended),
     "pyramiddrop": (PyramidDrop(keep=0.46875), most_attended),
     "dart": (DART(keep=0.75, pivots=2), lambda seen, k: least_duplicate(seen, k, 2)),
+    "v2drop": (V2Drop(keep=0.46875), most_changed),
 }
 
 
@@ -82,9 +84,9 @@ def test_generation_equals_full_recompute(family: Family) -> None:
     check_generation(family, "fastv", STEPS)
 
 
-@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart"])
+@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop"])
 def test_other_methods_in_every_family(family: Family, method: str) -> None:
-    if method == "pyramiddrop" and "deepstack levels" in TABLE[family.name].facts:
+    if method in ("pyramiddrop", "v2drop") and "deepstack levels" in TABLE[family.name].facts:
         pytest.skip("drops in front of layers that get deepstack features; refused")
     check_generation(family, method, steps=2)
 

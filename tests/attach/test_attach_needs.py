@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,17 +15,25 @@ from reference import greedy
 
 from gprune import (
     BAT,
+    MMR,
+    SCOPE,
+    ApET,
     Background,
     CDPruner,
     ClsAttention,
     Foreground,
+    HiPrune,
+    MMTok,
+    PruMerge,
     Pruner,
     UnsupportedModel,
     VisionZip,
+    VisPruner,
     ZeroTPrune,
 )
 from gprune.errors import BadValue
 from gprune.families.table import FAMILIES as TABLE
+from gprune.families.table import missing
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -42,9 +51,14 @@ BY_TOWER: dict[str, Pruner] = {
     "visionzip": VisionZip(0.8),
     "bat": BAT(0.6, matched=0.5),
     "zerotprune": ZeroTPrune(0.4),
+    "scope": SCOPE(0.4),
+    "hiprune": HiPrune(0.6, alpha=0.3),
+    "prumerge": PruMerge(0.6, neighbours=2),
+    "vispruner": VisPruner(0.4),
 }
 CROSSED = [(name, pruner) for pruner in BY_TOWER.values() for name in READ]
-CROSSED += [(name, CDPruner(0.4)) for name in FAMILIES]
+CROSSED += [(name, pruner) for pruner in (CDPruner(0.4), MMTok(0.4), MMR(0.4)) for name in FAMILIES]
+CROSSED += [(name, ApET(0.6)) for name in FAMILIES if missing(ApET(), name) is None]
 CROSSED += [(name, pruner) for pruner in (Foreground(0.4, mask=OBJECT), Background(7, mask=OBJECT)) for name in WHOLE]
 
 
@@ -115,7 +129,7 @@ def test_keeping_everything_changes_no_bit(name: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model(), family.inputs()
     stock = model.generate(**inputs, max_new_tokens=4, **LOGITS)
-    pruners: list[Pruner] = [ClsAttention(1.0), VisionZip(1.0), BAT(1.0), ZeroTPrune(1.0), CDPruner(1.0)]
+    pruners = [*(replace(pruner, keep=1.0) for pruner in BY_TOWER.values()), CDPruner(1.0)]
     for pruner in pruners:
         with pruner(model):
             output = model.generate(**inputs, max_new_tokens=4, **LOGITS)

@@ -35,6 +35,7 @@ from gprune import (
     Unpruned,
     VisionZip,
 )
+from gprune.attach.llm_attention import with_look
 from gprune.errors import AmbiguousRun
 
 FAMILY = FAMILIES["llava"]
@@ -300,6 +301,33 @@ def test_models_beside_each_other(model: Any) -> None:
 
     together([work(own) for own in models])
     assert [fingerprint(each) for each in models] == before
+
+
+def test_what_is_replaced_is_there_at_every_moment(model: Any) -> None:
+    """Another thread may compute with an attention module whose config is being put back."""
+    gone: list[str] = []
+
+    class Noting(dict[str, Any]):
+        def __delitem__(self, name: str) -> None:
+            gone.append(name)
+            super().__delitem__(name)
+
+    attention = model.get_decoder().layers[0].self_attn
+    config, attention.__dict__ = attention.config, Noting(vars(attention))
+    METHODS["fastv"](model).detach()
+    assert gone == ["_gprune_look"] and attention.config is config
+
+
+def test_an_attention_that_lost_its_look_computes_all_the_same(model: Any) -> None:
+    prompt = prompts()[0]
+    expected = model(**prompt).logits
+    attention = model.get_decoder().layers[0].self_attn
+    config = attention.config
+    attention.config = with_look(attention, lambda *_: None)["config"]
+    try:
+        assert torch.equal(model(**prompt).logits, expected)
+    finally:
+        attention.config = config
 
 
 def test_soak(model: Any) -> None:

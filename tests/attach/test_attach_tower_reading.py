@@ -15,8 +15,9 @@ from torch.nn import Module
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from gprune.attach import UnsupportedModel, tower_reading
-from gprune.attach.tower_reading import attention_received, layer_index
+from gprune.attach.tower_reading import attention_received, layer_index, middle_index
 from gprune.families.table import FAMILIES as TABLE
+from gprune.families.table import FROM_TOWER, MIDDLE
 
 COVERED = [name for name in FAMILIES if TABLE[name].tower]
 WITH_VIDEO = [name for name in COVERED if FAMILIES[name].takes_videos]
@@ -110,6 +111,25 @@ def test_attention_is_that_of_the_stock_tower(name: str, backend: str) -> None:
         torch.testing.assert_close(signals(encoder_output(model, inputs), "attention"), expected.flatten(), **close)
 
 
+@pytest.mark.parametrize("name", ["vipllava", "paligemma"])
+def test_middle_attention_is_that_of_the_stock_tower(name: str) -> None:
+    """Of two layers the first."""
+    family = FAMILIES[name]
+    inputs = family.inputs()
+    own = weights(family.model("eager"), inputs, 0)
+    expected = own[:, 0, 1:] if name == "vipllava" else own.mean(1)
+    model = family.model()
+    with Curious(1.0)(model):
+        torch.testing.assert_close(signals(encoder_output(model, inputs), MIDDLE), expected.flatten(), **close)
+
+
+def test_the_middle_is_three_eighths_of_the_way_and_sees_the_whole_image() -> None:
+    clip = FAMILIES["llava"].model().base_model.vision_tower
+    assert [middle_index(clip, last) for last in (0, 1)] == [0, 0]
+    qwen = copy.deepcopy(FAMILIES["qwen2_5_vl"].model().base_model.visual)
+    assert middle_index(qwen, 1) in qwen.config.fullatt_block_indexes
+
+
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
 def test_keys_are_those_of_the_stock_tower(name: str) -> None:
     """Of the layer that gives the features, averaged over heads."""
@@ -134,7 +154,7 @@ def test_images_do_not_see_each_other(name: str) -> None:
     with Curious(1.0)(model):
         together = encoder_output(model, inputs)
         alone = [encoder_output(model, family.prompt_of(inputs, row)) for row in (0, 1)]
-    for need in ("attention", "keys"):
+    for need in FROM_TOWER:
         torch.testing.assert_close(signals(together, need), torch.cat([signals(each, need) for each in alone]), **close)
     # Every patch gives away 1, and a token has the mean of four.
     views = [len(rows) for media in BATCH for one in media for rows, _ in family.image_layout(one)[1]]

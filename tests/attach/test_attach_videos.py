@@ -11,6 +11,8 @@ from decoding import PLACEHOLDERS, beam_search, cache_of, since, with_cache
 from families import FAMILIES, VIDEOS, Family, Media, is_video
 from reference import encode, kept_prompts, kept_rows
 
+from gprune import EVS, UnsupportedModel
+from gprune.errors import BadValue
 from gprune.pruners import GPrune, Uniform
 from gprune.pruners.base import Positions, Scope
 
@@ -52,6 +54,31 @@ def test_generation_equals_the_long_way(
         with pruner(model):
             output = model.generate(**inputs, **SETTINGS, num_beams=beams)
         assert torch.equal(output[:, -STEPS:], expected)
+
+
+CLIPS: tuple[tuple[Media, ...], ...] = (((4, (30, 18)),), (), ((4, (40, 40)), (4, (20, 40))))
+
+
+def test_frames_are_compared_with_those_before(family: Family) -> None:
+    model, inputs, pruner = family.model(), family.inputs(CLIPS), EVS(keep=0.6)
+    kept = kept_prompts(family, model, pruner, inputs, CLIPS)
+    expected = torch.cat([beam_search(model, prompt, 1, STEPS)[:1] for prompt in kept])
+    with pruner(model) as run:
+        output = model.generate(**inputs, **SETTINGS)
+    assert torch.equal(output[:, -STEPS:], expected)
+    media = [one for prompt in CLIPS for one in prompt]
+    for features, one, report in zip(encode(model, inputs, CLIPS), media, run.videos, strict=True):
+        assert torch.equal(report.kept, kept_rows(family, pruner, features, one))
+
+
+def test_images_have_no_frames_to_compare(family: Family) -> None:
+    with EVS(0.5)(family.model()), pytest.raises(BadValue, match="EVS compares the frames of videos, and these are im"):
+        family.model()(**family.inputs())
+
+
+def test_a_family_whose_videos_are_not_pruned() -> None:
+    with pytest.raises(UnsupportedModel, match=r"EVS compares the frames .* for paligemma; use one of .*qwen2_vl"):
+        EVS(0.5).attach(FAMILIES["paligemma"].model())
 
 
 @pytest.mark.parametrize("scope", ["view", "image"])

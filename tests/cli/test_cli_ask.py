@@ -14,7 +14,7 @@ from conftest import Run
 from pictures import photo, write_bad, write_odd
 from PIL import Image
 
-from gprune import GPrune, kept_count
+from gprune import Auto, kept_count
 from gprune.cost import cost
 
 KEYS = ["method", "keep", "answer", "visual_tokens", "kept_tokens", "prompt_tokens", "flops", "kv_bytes", "seconds"]
@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_library(run: Run, photos: dict[str, Path], emb
     settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
     with torch.no_grad():
         outputs = [model.generate(**inputs, **settings)]
-        with GPrune(keep=0.3)(model):
+        with Auto(keep=0.3)(model):
             outputs.append(model.generate(**inputs, **settings))
     start = inputs["input_ids"].shape[1]
     expected = [processor.decode(output[0, start:], skip_special_tokens=True).strip() for output in outputs]
@@ -123,7 +123,7 @@ def test_without_json_the_answer_and_a_table_are_printed(run: Run, photos: dict[
     result = run("ask", photos["coffee"], "hi", "--compare", "--keep", "0.5", "--picture", "kept.png", *SHORT)
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[0].startswith("none: ") and any(line.startswith("gprune keep=0.5: ") for line in lines)
+    assert lines[0].startswith("none: ") and any(line.startswith("auto keep=0.5: ") for line in lines)
     assert "FLOPs and KV cache: up to the first new token." in result.out
     assert Image.open("kept.png").format == "PNG"
 
@@ -139,7 +139,7 @@ def test_the_picture_shows_every_run_but_the_unpruned(
     rows = run("ask", photos["coffee"], photos["chelsea"], "hi", *arguments, *SHORT).rows
     [(picture, reports)] = drawn
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(photo("coffee")))
-    assert [title for title, _ in reports] == ["gprune keep=0.5", "gprune keep=0.3"]
+    assert [title for title, _ in reports] == ["auto keep=0.5", "auto keep=0.3"]
     for row, (_, report) in zip(rows[1:], reports, strict=True):
         assert 0 < report.n_after < row["kept_tokens"], "the report is of the first picture alone"
 

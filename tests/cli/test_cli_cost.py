@@ -46,7 +46,7 @@ def test_table_of_the_model_of_the_paper(run: Run, nothing_loads: None) -> None:
     result = run("cost", "--keep", "0.3")
     assert (result.code, result.err) == (0, "")
     lines = [line for line in result.out.splitlines() if line.startswith("│")]
-    assert [line.split("│")[1].split() for line in lines] == [["none"], ["gprune"]]
+    assert [line.split("│")[1].split() for line in lines] == [["none"], ["auto"]]
     assert "100.0%" in lines[0]
 
 

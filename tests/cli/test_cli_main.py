@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from conftest import Run
 
+from gprune.cli.options import RECOMMENDED
+from gprune.pruners import Auto, get_pruner
+
 
 @pytest.mark.parametrize("command", ["ask", "show", "scenes", "fidelity", "cost"])
 def test_help_shows_an_example_that_parses(run: Run, photos: dict[str, Path], command: str) -> None:
@@ -38,10 +41,15 @@ def test_a_warning_is_one_line_on_standard_error(
         warnings.warn("the graph is\ncomplete", stacklevel=2)
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(sys.modules["gprune.cli.show"], "load", warn)
+    monkeypatch.setattr(sys.modules["gprune.cli.show"], "load_model", warn)
     result = run("show", photos["coffee"])
     assert (result.code, result.out) == (1, "")
     assert result.err == "gprune: the graph is complete\ngprune: stop\n"
+
+
+def test_the_recommended_method_is_the_library_s() -> None:
+    """By its name alone, since commands must not import the methods."""
+    assert get_pruner(RECOMMENDED) is Auto
 
 
 def test_commands_import_neither_torch_nor_transformers_themselves() -> None:

@@ -19,6 +19,7 @@ def test_rows(run: Run) -> None:
         "vtw",
         "pyramiddrop",
         "dart",
+        "v2drop",
     ]
     assert [row["method"] for row in rows.values() if row["acts"] == "in the tower"] == ["tome"]
     assert rows["gprune"]["source"] == "2501.02268" and rows["fastv"]["source"] == "2403.06764"

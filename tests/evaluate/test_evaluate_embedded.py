@@ -7,7 +7,7 @@ import pytest
 from gprune import Random, Unpruned
 from gprune.evaluate.cells import Key, versions
 from gprune.evaluate.embedded import Embedded, method_of
-from gprune.scenes.benchmark import FALSE_YES, QUESTIONS, batches, run_benchmark, samples
+from gprune.scenes.benchmark import FALSE_YES, QUESTIONS, run_benchmark, samples
 from gprune.scenes.model import load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
 
@@ -20,9 +20,7 @@ def embedded() -> Embedded:
 def test_a_cell_is_what_the_benchmark_says(embedded: Embedded) -> None:
     key = Key("embedded", "scenes", "random", 0.1, 2, 14)
     cell = embedded.measure(key)
-    model, processor = load_embedded()
-    asked = batches(model, processor, list(samples("test", 14)), 32)
-    outcomes = run_benchmark(model, processor, asked, Random(0.1, seed=2))
+    outcomes = run_benchmark(*load_embedded(), list(samples("test", 14)), Random(0.1, seed=2))
     assert list(cell.scores) == ["overall", *CATEGORIES, *([FALSE_YES] if FALSE_YES in cell.scores else [])]
     assert cell.right == "".join("1" if outcome.right else "0" for outcome in outcomes)
     assert cell.scores["overall"] == sum(outcome.right for outcome in outcomes) / 14
@@ -60,7 +58,7 @@ def test_all_questions_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == [("test", QUESTIONS)] == [("test", 2100)]
 
 
-def test_prompts_are_made_once_and_progress_is_told() -> None:
+def test_progress_is_told() -> None:
     seen: list[tuple[int, int]] = []
     benchmark = Embedded(batch_size=2, answered=lambda done, total: seen.append((done, total)))
     first, second = (

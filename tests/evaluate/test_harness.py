@@ -11,7 +11,7 @@ from photos.make import CORRUPT, TEXT_ONLY, TWO_IMAGES, documents
 
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.harness import Harness, Tasks
-from gprune.scenes.benchmark import batches, run_benchmark, samples, scores
+from gprune.scenes.benchmark import run_benchmark, samples, scores
 from gprune.scenes.model import load_embedded
 from gprune.spec import parse_pruner
 
@@ -45,8 +45,7 @@ def test_scenes_are_scored_as_by_the_benchmark(harness: Harness, method: str, ke
     cell = harness.measure(Key("embedded", "scenes", method, keep, seed, LIMIT))
     pruner = parse_pruner(method if seed is None else f"{method}:seed={seed}", keep)
     tests = list(samples("test", LIMIT))
-    model, processor = load_embedded()
-    outcomes = run_benchmark(model, processor, batches(model, processor, tests, 7), pruner)
+    outcomes = run_benchmark(*load_embedded(), tests, pruner, batch_size=7)
     assert logged(harness, cell) == [outcome.answer for outcome in outcomes]
     assert cell.scores == pytest.approx(scores(outcomes)) and list(cell.scores) == list(scores(outcomes))
     assert cell.n == LIMIT and cell.errors == []

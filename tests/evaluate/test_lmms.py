@@ -15,6 +15,7 @@ from lmmsenv import OFFLINE, answers, photos_folder  # noqa: F401  (a fixture; s
 from photos.make import CORRUPT, documents
 
 from gprune.evaluate import tasks
+from gprune.scenes.benchmark import samples
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,9 @@ def test_the_plain_command(tmp_path: Path) -> None:
     }
     assert {"gprune", "torch", "transformers", "lmms-eval", "python", "device"} == set(written["versions"])
     (scores,) = (tmp_path / "out").rglob("*_results.json")
-    (samples,) = (tmp_path / "out").rglob("*_samples_scenes.jsonl")
+    (log,) = (tmp_path / "out").rglob("*_samples_scenes.jsonl")
     costs = written["tasks"]["scenes"]
-    assert [each["text"] for each in costs["documents"]] == answers(samples)
+    assert [each["text"] for each in costs["documents"]] == answers(log)
     right = [
         each["text"] == example.question.answer
         for each, example in zip(costs["documents"], samples("test", 7), strict=True)

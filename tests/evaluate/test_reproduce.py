@@ -21,7 +21,7 @@ from gprune import FastV, GPrune, ToMe
 from gprune.cli import main
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.embedded import Embedded
-from gprune.evaluate.reproduction import refusals
+from gprune.evaluate.reproduction import refusal_on
 from gprune.evaluate.runs import keys
 from gprune.prompt import build_inputs
 from gprune.pruners import PRUNERS
@@ -176,14 +176,14 @@ def test_nothing_but_the_unpruned_model_is_no_experiment(run: Run, measured: lis
 @pytest.mark.parametrize("keep", [0.5, 0.3, 0.1, 1.0])
 def test_refusals_are_those_of_the_loaded_model(embedded: tuple[Any, Any], keep: float) -> None:
     wanted = keys("embedded", ["scenes"], PRUNERS, [keep])
-    refused = refusals("embedded", wanted)
+    refusal = refusal_on("embedded")
     for key in wanted[1:]:
         try:
             pruner = PRUNERS[key.method](keep)
             pruner.attach(embedded[0]).detach()
-            assert key.name not in refused
+            assert refusal(key) is None
         except ValueError as error:
-            assert refused[key.name] == f"{key.method}: {error}"
+            assert refusal(key) == str(error)
 
 
 def test_curves(run: Run, measured: list[Key]) -> None:
@@ -210,7 +210,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Key]]:
     done: list[tuple[str, int, Key]] = []
 
     class Harness:
-        def __init__(self, model: str, *, batch_size: int) -> None:
+        def __init__(self, model: str, *, batch_size: int, answered: Any) -> None:
             self.model, self.batch_size = model, batch_size
 
         def measure(self, key: Key) -> Cell:

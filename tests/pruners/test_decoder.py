@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from towered import inside
 
-from gprune import DART, VTW, Chain, DecoderPruner, FastV, GPrune, InsideTokens, PyramidDrop, Uniform, pruners
+from gprune import DART, VTW, Chain, DecoderPruner, FastV, GPrune, InsideTokens, PyramidDrop, Uniform, V2Drop, pruners
 from gprune.pruners.decoder import layer_cost, mean_layer_cost, share_at_cost
 
-METHODS: tuple[type[DecoderPruner], ...] = (FastV, VTW, PyramidDrop, DART)
+METHODS: tuple[type[DecoderPruner], ...] = (FastV, VTW, PyramidDrop, DART, V2Drop)
 LAYERS = st.integers(4, 80)
 KEEP = st.floats(0.01, 1.0)
 PAIRS = st.floats(0, 3)
@@ -69,7 +69,7 @@ def test_vtw_keeps_all_tokens_in_the_nearest_number_of_layers(layers: int, keep:
         assert VTW(keep).counts(50, layers) == [50] * seeing + [0] * (layers - seeing)
 
 
-@given(st.sampled_from([FastV, PyramidDrop, DART]), LAYERS, st.floats(0.6, 1.0), PAIRS)
+@given(st.sampled_from([FastV, PyramidDrop, DART, V2Drop]), LAYERS, st.floats(0.6, 1.0), PAIRS)
 def test_schedules_come_to_the_budget(method: type[DecoderPruner], layers: int, keep: float, pairs: float) -> None:
     by_tokens, by_flops = method(keep).schedule(layers, pairs), method(keep, match="flops")
     assert mean_layer_cost(by_tokens, 0) == pytest.approx(keep)
@@ -117,6 +117,20 @@ def test_most_attended(n: int, text: int, seed: int, data: st.DataObject) -> Non
     order = sorted(range(n), key=lambda i: (-seen.attention[i].item(), i))
     for pruner in (FastV(0.5), PyramidDrop(0.5)):
         assert pruner.choose(seen, k).tolist() == order[:k]
+
+
+def test_v2drop_drops_after_the_layers_of_the_paper() -> None:
+    """3, 17 and 22 of LLaVA-1.5's 32 layers; a half each time."""
+    expected = [576] * 3 + [288] * 14 + [144] * 5 + [72] * 10
+    assert V2Drop(sum(expected) / 576 / 32).counts(576, 32) == expected
+    assert V2Drop(0.46875).schedule(4) == pytest.approx([1, 0.5, 0.25, 0.125])
+
+
+@given(st.integers(1, 30), st.integers(0, 2**20), st.data())
+def test_v2drop_keeps_what_changed_most(n: int, seed: int, data: st.DataObject) -> None:
+    seen, k = inside(n, 3, seed), data.draw(st.integers(1, n))
+    seen.change[data.draw(st.integers(0, n - 1))] = seen.change[0]  # a tie
+    assert V2Drop(0.5).choose(seen, k).tolist() == sorted(range(n), key=lambda i: (-seen.change[i].item(), i))[:k]
 
 
 def dart(seen: InsideTokens, k: int, pivots: int) -> list[int]:

@@ -103,7 +103,7 @@ def test_without_memory_for_all_votes_it_keeps_the_same(seed, monkeypatch):
     assert kept(tokens, 60) == expected
 
 
-@pytest.mark.parametrize("room", [0, 8 * 40**2, 2**29])
+@pytest.mark.parametrize("room", [0, 40_000, 2**29])
 def test_views_of_equal_size_keep_together_what_they_keep_alone(room, monkeypatch):
     """Of views with copies, without, and of zeros, whose elections need different numbers of counts."""
     monkeypatch.setattr("gprune.pruners.graphvote.budget", lambda device: room)

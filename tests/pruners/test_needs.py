@@ -10,15 +10,19 @@ from towered import features, known
 
 from gprune import (
     BAT,
+    SCOPE,
     CDPruner,
     ClsAttention,
     Pruner,
     VisionZip,
+    VisPruner,
     ZeroTPrune,
 )
 
+BY_TOWER = [ClsAttention(), VisionZip(), BAT(), ZeroTPrune(), SCOPE(), VisPruner()]
 
-@pytest.mark.parametrize("pruner", [ClsAttention(), VisionZip(), BAT(), ZeroTPrune()], ids=lambda pruner: pruner.name)
+
+@pytest.mark.parametrize("pruner", BY_TOWER, ids=lambda pruner: pruner.name)
 def test_features_alone_are_not_enough(pruner: Pruner):
     need = pruner.needs[0]
     with pytest.raises(ValueError, match=rf"{type(pruner).__name__} needs the {need} of the vision tower"):
@@ -36,7 +40,7 @@ def test_a_question_is_needed_for_each_image():
         CDPruner().select(replace(tokens, questions=(torch.zeros(0, 8),)))
 
 
-@pytest.mark.parametrize("pruner", [ClsAttention(), VisionZip(), BAT(), ZeroTPrune()], ids=lambda pruner: pruner.name)
+@pytest.mark.parametrize("pruner", BY_TOWER, ids=lambda pruner: pruner.name)
 def test_what_is_beside_must_be_finite(pruner: Pruner):
     tokens, need = known(features(9)), pruner.needs[0]
     tokens.signals[need][3] = torch.nan

@@ -20,6 +20,11 @@ def clustered(n: int, d: int = 8, seed: int = 0) -> Tensor:
     return features(4, d, seed + 100)[torch.arange(n) ** 2 % 4] + 0.05 * features(n, d, seed)
 
 
+def zeros_among(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    """Tokens of which every third is zero."""
+    return features(n, d, seed) * (torch.arange(n) % 3 > 0)[:, None]
+
+
 def known(tokens: Tensor, seed: int = 0, views: tuple[View, ...] | None = None) -> VisualTokens:
     """One image with random attention, keys and question; NaN on fixed rows."""
     count, width = tokens.shape
@@ -29,8 +34,10 @@ def known(tokens: Tensor, seed: int = 0, views: tuple[View, ...] | None = None) 
     question = torch.randn(5, width, generator=generator)
     views = views or (View(torch.arange(count)),)
     image = VisualTokens(tokens, views, (count,))
-    attention[image.fixed], keys[image.fixed] = torch.nan, torch.nan
-    return VisualTokens(tokens, views, (count,), {"attention": attention, "keys": keys}, (question,))
+    signals = {"attention": attention, "keys": keys, "middle attention": torch.rand(count, generator=generator)}
+    for values in signals.values():
+        values[image.fixed] = torch.nan
+    return VisualTokens(tokens, views, (count,), signals, (question,))
 
 
 def two_views(seed: int = 0) -> VisualTokens:
@@ -54,13 +61,15 @@ def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:
         states=states,
         attention=torch.rand(n, generator=generator),
         key_norms=torch.rand(n, generator=generator),
+        change=torch.rand(n, generator=generator),
         text=torch.randn(text, d, generator=generator),
         text_key_norms=torch.rand(text, generator=generator),
     )
 
 
 def cosines(values: Tensor) -> np.ndarray:
-    """Of every pair: float64 [N, N]."""
+    """Of every pair: float64 [N, N]; 0 with a token that is zero."""
     x = values.double().numpy()
     lengths = np.linalg.norm(x, axis=1)
-    return x @ x.T / np.outer(lengths, lengths)
+    directions = x / np.where(lengths > 0, lengths, 1)[:, None]
+    return directions @ directions.T

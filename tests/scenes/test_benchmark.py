@@ -11,14 +11,13 @@ import torch
 from test_questions import answer
 
 from gprune import Background, Foreground, GPrune, Method, Random, ToMe, Unpruned
-from gprune.cost import cost, measure
+from gprune.cost import cost
 from gprune.scenes.benchmark import (
     FALSE_YES,
     LONGEST_ANSWER,
     QUESTIONS,
     Outcome,
     Sample,
-    batches,
     mean_flops,
     run_benchmark,
     samples,
@@ -46,11 +45,6 @@ def model() -> tuple[Any, Any]:
 @cache
 def sample() -> list[Sample]:
     return list(samples("test", 3 * len(CATEGORIES)))
-
-
-def answer_all(tests: list[Sample], method: Method | None = None, batch_size: int = 16) -> list[Outcome]:
-    net, processor = model()
-    return run_benchmark(net, processor, batches(net, processor, tests, batch_size), method or Unpruned())
 
 
 def scene_of(example: Sample) -> Scene:
@@ -103,7 +97,7 @@ def test_the_longest_answer_fits() -> None:
 
 @pytest.mark.parametrize("pruner", [Unpruned(), GPrune(keep=0.3)], ids=lambda p: p.name)
 def test_batch_size_does_not_change_the_answers(pruner: Method) -> None:
-    single, batched = (answer_all(sample(), pruner, size) for size in (1, 16))
+    single, batched = (run_benchmark(*model(), sample(), pruner, batch_size=size) for size in (1, 16))
     assert [outcome.sample for outcome in single] == [outcome.sample for outcome in batched] == sample()
     for one, other in zip(single, batched, strict=True):
         assert one.answer == other.answer
@@ -113,7 +107,7 @@ def test_batch_size_does_not_change_the_answers(pruner: Method) -> None:
 
 def test_outcomes_are_in_order_and_counted_as_the_cost_model_counts() -> None:
     net, _ = model()
-    outcomes = answer_all(sample()[:7], Random(keep=0.3))
+    outcomes = run_benchmark(*model(), sample()[:7], Random(keep=0.3))
     for outcome, example in zip(outcomes, sample(), strict=False):
         width, height = example.picture.size
         spent = cost(net, [(height, width)], 5, 0.3)
@@ -124,7 +118,7 @@ def test_outcomes_are_in_order_and_counted_as_the_cost_model_counts() -> None:
 
 def test_evaluation_leaves_the_model_unpatched() -> None:
     net, _ = model()
-    answer_all(sample()[:1], GPrune(keep=0.5))
+    run_benchmark(*model(), sample()[:1], GPrune(keep=0.5))
     assert not net._forward_pre_hooks and not net._forward_hooks
 
 
@@ -132,35 +126,21 @@ def test_a_right_answer_counts_without_regard_to_case(monkeypatch: pytest.Monkey
     _, processor = model()
     told = iter([sample()[0].question.answer.upper() + " ", "something else"])
     monkeypatch.setattr(processor, "batch_decode", lambda *_, **__: [next(told)])
-    first, second = (answer_all([sample()[0]])[0] for _ in range(2))
+    first, second = (run_benchmark(*model(), [sample()[0]])[0] for _ in range(2))
     assert (first.right, first.answer) == (True, sample()[0].question.answer.upper())
     assert second.right is False
 
 
-def test_batches_hold_every_sample_once_and_alike() -> None:
-    net, processor = model()
-    asked = batches(net, processor, sample(), 2)
-    assert sorted(each.index for batch in asked for each in batch.samples) == list(range(21))
-    for batch in asked:
-        assert 1 <= len(batch.samples) <= 2 and len(batch.inputs["input_ids"]) == len(batch.samples)
-        assert len({(each.picture.size, each.question.category) for each in batch.samples}) == 1
-
-
 def test_progress_and_masks() -> None:
-    net, processor = model()
     done: list[int] = []
-    asked = batches(net, processor, sample(), 4)
-    run_benchmark(net, processor, asked, Foreground(0.3), answered=done.append)
-    assert done == [sum(len(batch.samples) for batch in asked[: i + 1]) for i in range(len(asked))]
+    run_benchmark(*model(), sample(), Foreground(0.3), batch_size=4, answered=done.append)
+    assert done == sorted(set(done)) and done[-1] == len(sample())
 
 
 def test_flops_are_close_to_those_of_every_picture() -> None:
     net, processor = model()
     for method in (GPrune(0.3), ToMe(0.5), Background(0.3)):
-        each = [
-            measure(net, batches(net, processor, [one], 1)[0].inputs, method, [one.foreground]).total
-            for one in sample()
-        ]
+        each = [mean_flops(net, processor, [one], method) for one in sample()]
         assert mean_flops(net, processor, sample(), method) == pytest.approx(sum(each) / len(each), rel=0.005)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
-from gprune import GPrune, Method, Random, Unpruned
-from gprune.scenes.benchmark import Outcome, Sample, batches, mixed_inputs, run_benchmark, samples
+from gprune import GPrune, Random
+from gprune.scenes.benchmark import Outcome, Sample, mixed_inputs, run_benchmark, samples
 from gprune.scenes.model import build_config, embedded_path, load_embedded
 from gprune.scenes.vocabulary import CATEGORIES
 
@@ -28,14 +28,7 @@ def tests() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def unpruned(embedded: tuple[Any, Any], tests: list[Sample]) -> list[Outcome]:
-    return answer_all(*embedded, tests)
-
-
-def answer_all(
-    model: Any, processor: Any, tests: list[Sample], method: Method | None = None, batch_size: int = 16
-) -> list[Outcome]:
-    asked = batches(model, processor, tests, batch_size)
-    return run_benchmark(model, processor, asked, method or Unpruned())
+    return run_benchmark(*embedded, tests)
 
 
 def share(outcomes: list[Outcome], category: str | None = None) -> float:
@@ -76,14 +69,14 @@ def test_text_suffers_from_dropping_at_random(
     embedded: tuple[Any, Any], tests: list[Sample], unpruned: list[Outcome]
 ) -> None:
     text = [example for example in tests if example.question.category == "text"]
-    pruned = answer_all(*embedded, text, Random(keep=0.1))
+    pruned = run_benchmark(*embedded, text, Random(keep=0.1))
     assert share(pruned) <= share(unpruned, "text") - 0.15
 
 
 def test_answers_with_every_token_kept_are_the_unpruned_ones(
     embedded: tuple[Any, Any], tests: list[Sample], unpruned: list[Outcome]
 ) -> None:
-    kept = answer_all(*embedded, tests[:35], GPrune(keep=1.0))
+    kept = run_benchmark(*embedded, tests[:35], GPrune(keep=1.0))
     assert [outcome.answer for outcome in kept] == [outcome.answer for outcome in unpruned[:35]]
     assert all(outcome.kept_tokens == outcome.visual_tokens for outcome in kept)
 
@@ -102,9 +95,9 @@ def test_a_padded_batch_is_answered_as_its_questions_alone_and_as_without_a_cach
         anew = model.generate(**inputs, **settings, use_cache=False)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(batch, anew)
     sizes = {example.picture.size: example for example in samples("test", 4 * len(CATEGORIES))}
-    alone = {each.sample.index: each.answer for each in answer_all(model, processor, list(sizes.values()), pruner, 1)}
+    alone = run_benchmark(model, processor, list(sizes.values()), pruner, batch_size=1)
     answers = [text.strip() for text in processor.batch_decode(batch, skip_special_tokens=True)]
-    assert answers == [alone[example.index] for example in sizes.values()]
+    assert answers == [outcome.answer for outcome in alone]
 
 
 def test_no_test_picture_is_a_training_picture(tests: list[Sample]) -> None:

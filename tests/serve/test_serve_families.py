@@ -13,7 +13,7 @@ from gprune.serve.families import EXPERIMENTAL, SERVED, served_architecture, vie
 from gprune.serve.settings import keep_of, keep_tensor, pruner_of, served_pruner, unpacked
 
 SIZES: tuple[Size, ...] = ((16, 16), (20, 40), (40, 40), (30, 18), (100, 3), (3, 100), (200, 170))
-FEATURES_ALONE = ("gprune", "random", "uniform", "l2norm", "divprune", "graphcover", "graphvote", "auto")
+FEATURES_ALONE = ("gprune", "random", "uniform", "l2norm", "divprune", "graphcover", "graphvote", "mmr", "auto")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -75,13 +75,13 @@ def test_the_installed_vllm_fits() -> None:
 def test_all_that_is_overridden_is_listed() -> None:
     """A method of vLLM by another name would no longer be overridden, which nothing else would notice."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import media, models, processing, qwen
+    from gprune.serve import media, one_axis, processing, qwen
 
     contracts = (REQUESTS, MEDIA, MODELS, GRIDS)
     listed = {name.rpartition(".")[2].partition("(")[0] for each in contracts for name in each.names}
     kinds = [
         kind
-        for module in (media, models, processing, qwen)
+        for module in (media, one_axis, processing, qwen)
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__.startswith("gprune.serve")
     ]

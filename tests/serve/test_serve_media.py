@@ -113,7 +113,7 @@ def fetch(*urls: str, **options: Any) -> list[Any]:
 def refusal(url: str, **options: Any) -> str:
     [error] = fetch(url, **options)
     assert isinstance(error, UnreadableMedia), error
-    return str(error).replace(url[: media.SHOWN], "URL")
+    return str(error).replace(url[: media.QUOTED], "URL")
 
 
 def test_a_public_picture_is_fetched(sites: tuple[Site, Site]) -> None:

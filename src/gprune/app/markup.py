@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..evaluate.fidelity_table import Fidelity
 from ..pruners import Unpruned
 from .studio import Answer, Neighbourhood, Panel
 
@@ -22,6 +23,10 @@ CSS = """
 .answers h3 { margin: 0; font-size: 0.9rem; color: var(--body-text-color); opacity: 0.8; }
 .answers .said { font-size: 1.15rem; margin: 0.4rem 0; min-height: 1.5em; overflow-wrap: anywhere;
   max-height: 10em; overflow-y: auto; }
+.compared { font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+.compared, .compared tr, .compared th, .compared td { border: 0 !important; }
+.compared th, .compared td { padding: 0.15rem 1rem 0.15rem 0; text-align: right; }
+.compared th:first-child, .compared td:first-child { text-align: left; }
 .figures { width: 100%; font-size: 0.85rem; }
 .figures, .figures tr, .figures td { border: 0 !important; }
 .figures td { padding: 0.1rem 0; }
@@ -56,6 +61,31 @@ def caption(panel: Panel) -> str:
 def answers(given: Sequence[Answer], keep: float) -> str:
     """A card for every answer; cost in proportion to that of the first, the unpruned model's."""
     return f'<div class="answers">{"".join(_card(answer, given[0], keep) for answer in given)}</div>'
+
+
+def comparison(measured: Fidelity) -> str:
+    """A row for every method and ratio: how much of the unpruned answer it would have said."""
+    titles = ("method", "keep", "tokens", "agree", "same answer", "NLL rises by", "coverage")
+    lines = [
+        (
+            row["method"],
+            f"{row['keep']:g}",
+            f"{row['kept_tokens']:.0f}",
+            f"{row['agreement']:.0%}",
+            "yes" if row["exact"] == 1 else "no",
+            f"{row['rise']:.2f}",
+            "—" if row["coverage"] is None else f"{row['coverage']:.2f}",
+        )
+        for row in measured.rows[1:]
+    ]
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in lines]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    hint = (
+        f"Of the {measured.rows[0]['answer_tokens']} tokens that the model answers without pruning, with the one that "
+        "ends the answer, so many are the likeliest with it. One picture decides nothing: gprune fidelity FOLDER "
+        "measures many, with standard errors, and says which budget to choose."
+    )
+    return f'<table class="compared"><tr>{head}</tr><tr>{"</tr><tr>".join(cells)}</tr></table>{message(hint)}'
 
 
 def patch(found: Neighbourhood) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadValue
 from ..images import MAX_PIXELS, open_image, shrunk
+from ..pruners import Auto
 from . import markup, snippet
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
@@ -134,6 +135,15 @@ class Handlers:
         except WRONG as error:
             yield markup.error(error)
 
+    def fidelity(self, subject: Subject | None, question: str, methods: list[str]) -> str:
+        """How far the answer stays as it is under each method."""
+        if subject is None:
+            return markup.error("There is no picture; drop one, or pick an example.")
+        try:
+            return markup.comparison(self.studio.fidelity(subject, question, methods))
+        except WRONG as error:
+            return markup.error(error)
+
     def curves(self, methods: list[str], category: str) -> list[Any]:
         """The measured curves, or why there are none."""
         try:
@@ -175,7 +185,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                 question = gr.Textbox(label="Question", max_lines=3, elem_id="question")
                 methods = gr.Dropdown(
                     studio.methods,
-                    value=["gprune"],
+                    value=[Auto.name],
                     label=f"Methods, up to {MAX_METHODS}",
                     multiselect=True,
                     max_choices=MAX_METHODS,
@@ -201,6 +211,9 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     with gr.Column(scale=2, min_width=300):
                         about = gr.HTML(elem_id="patch", padding=False)
                         around = _shown("around", visible=False)
+            with gr.Tab("Fidelity"):
+                measure = gr.Button("Measure how far the answer stays as it is", elem_id="measure")
+                compared = gr.HTML(elem_id="compared", padding=False)
             with gr.Tab("Accuracy"):
                 category = gr.Dropdown(categories(), label="Questions of the scenes benchmark", elem_id="category")
                 with gr.Row():
@@ -250,7 +263,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             page.load(partial(do.example, 0), None, [subject, picture, status, question], **live),
         ]
         for event in opened:
-            event.then(lambda: "", None, answers, **live)
+            event.then(lambda: ("", ""), None, [answers, compared], **live)
             event.then(*previews, **live)
             event.then(*heats, **live)
             event.then(*codes, **live)
@@ -266,6 +279,8 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             [ask.click, question.submit], do.ask, chosen, answers, show_progress="minimal", api_visibility="private"
         )
         asked.then(*previews, **live)
+        measured = [subject, question, methods]
+        measure.click(do.fidelity, measured, compared, show_progress="minimal", api_visibility="private")
     return page
 
 

@@ -18,6 +18,8 @@ from ..attach import ImageReport, refusal, reports_of, visual_tokens
 from ..cost import Cost, cost_of_prompt
 from ..draw import centre_crop, tiles_of
 from ..errors import BadValue, GpruneError
+from ..evaluate.fidelity import fidelity
+from ..evaluate.fidelity_table import Fidelity
 from ..kernels.blocks import directions
 from ..models import load
 from ..prompt import build_inputs
@@ -33,6 +35,8 @@ MAX_NEW_TOKENS = 128
 MAX_QUESTION = 1000
 """Characters."""
 NEAREST = 5
+KEEPS = (0.5, 0.3, 0.1)
+"""Ratios at which fidelity is measured."""
 VARIANTS = ("gprune:init=ones", "tome:where=tokens")
 """Settings that are offered as methods of their own."""
 
@@ -216,6 +220,19 @@ class Studio:
             except (GpruneError, ValueError, RuntimeError) as error:
                 answers[i] = replace(answers[i], error=str(error))
                 yield list(answers)
+
+    def fidelity(self, subject: Subject, question: str, methods: Sequence[str]) -> Fidelity:
+        """How far the model's own answer about the picture stays as it is, under each method at `KEEPS`.
+
+        Raises:
+            ValueError: see `pruners`; there is no question, or a picture that the processor refuses.
+        """
+        question = question.strip()
+        _check_length(question, 1)
+        self.pruners(methods, 1.0)
+        asked = [([subject.picture], question)]
+        with self._lock:
+            return fidelity(self.model, self.processor, asked, methods, KEEPS, max_new_tokens=MAX_NEW_TOKENS)
 
     def warm_up(self, subject: Subject) -> None:
         """Answer once, or else the first answer would look slow."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import host
+from ..errors import BadValue
 from ..families.table import FROM_TOWER, Family
 from ..families.tiles import grouped, spans_of
 from ..families.views import Item, Views
@@ -292,6 +293,11 @@ def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
 
 
 def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:
+    if "frames" in pruner.needs and modality == "image":
+        raise BadValue(
+            f"{type(pruner).__name__} compares the frames of videos, and these are images; detach it for calls with "
+            f"images, or use another method"
+        )
     needed = set(FROM_TOWER) & set(pruner.needs)
     if needed <= encoding.signals.keys():
         return

@@ -110,7 +110,7 @@ class RecordingEncoder:
             if tower is None or tokens is None:
                 output = call()
             else:
-                output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments)
+                output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments, run.selector.needs)
         if isinstance(output, ModelOutput):
             lease = Lease(run) if merges else None
             setattr(output, _ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))

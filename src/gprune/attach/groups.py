@@ -69,9 +69,10 @@ def _replace(module: Module, values: dict[str, Any]) -> Callable[[], None]:
 def _put_back(module: Module, values: dict[str, Any], before: dict[str, Any]) -> None:
     own = vars(module)
     for name in [name for name, value in values.items() if own.get(name) is value]:  # what came later is not ours
-        del own[name]
         if name in before and not _is_over(before[name]):
-            own[name] = before[name]
+            own[name] = before[name]  # never gone in between: other threads may compute with it
+        else:
+            del own[name]
 
 
 def _is_over(value: Any) -> bool:

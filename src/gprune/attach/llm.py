@@ -98,6 +98,7 @@ class Call:
         images: that it carries.
         left: of its own columns; None as long as all are.
         attention, key_norms: float32 [B, q], seen in the layer before; 0 where nothing is left.
+        given: floating [B, n, d], the input of the layer before, of the columns that are left.
         written: what will be left in the cache.
         masks: those that layers share.
     """
@@ -112,6 +113,7 @@ class Call:
     left: Left | None = None
     attention: Tensor | None = None
     key_norms: Tensor | None = None
+    given: Tensor | None = None
     written: dict[int, Left] = field(default_factory=dict)
     masks: dict[tuple[int, int, int], tuple[Any, ...]] = field(default_factory=dict)
 
@@ -253,6 +255,7 @@ class LayerHooks:
         states = args[0]
         if any(image.counts[index] < int(image.kept.sum()) for image in call.images):
             states = self._drop(call, index, states)
+        call.given = states
         for image in call.images:
             image.per_layer.append(int(image.kept.sum()))
         cached, new = call.layers.get(index), call.left
@@ -281,7 +284,7 @@ class LayerHooks:
         return call.masks[key][0]
 
     @torch.no_grad()
-    def _choose(self, call: Call, image: Image, k: int, states: Tensor) -> None:
+    def _choose(self, call: Call, image: Image, k: int, states: Tensor, change: Tensor) -> None:
         row, columns = image.copies[0]
         columns = columns[image.kept]
         if k >= len(columns):
@@ -295,7 +298,7 @@ class LayerHooks:
                     if own_row == row:
                         text[own] = False
             assert call.pruner is not None
-            chosen = call.pruner.choose(self._inside(call, states[row].detach(), row, columns, text), k)
+            chosen = call.pruner.choose(self._inside(call, states[row].detach(), change, row, columns, text), k)
             if len(chosen) != k or len(chosen.unique()) != k:
                 raise ValueError(
                     f"{type(call.pruner).__name__}.choose returned {len(chosen)} indices of {len(columns)} tokens; "
@@ -305,7 +308,7 @@ class LayerHooks:
         image.kept[places] = False
 
     @staticmethod
-    def _inside(call: Call, states: Tensor, row: int, columns: Tensor, text: Tensor) -> InsideTokens:
+    def _inside(call: Call, states: Tensor, change: Tensor, row: int, columns: Tensor, text: Tensor) -> InsideTokens:
         def of(values: Tensor | None, which: Tensor) -> Tensor:
             return states.new_zeros(0) if values is None else values[row, which.to(values.device)]
 
@@ -314,16 +317,19 @@ class LayerHooks:
             states=states[columns],
             attention=of(call.attention, columns),
             key_norms=of(call.key_norms, columns),
+            change=of(change, columns),
             text=states[text],
             text_key_norms=of(call.key_norms, text),
         )
 
     def _drop(self, call: Call, index: int, states: Tensor) -> Tensor:
         """Drop what a layer is not to see: hidden states [B, n, d] -> [B, fewer, d]."""
-        whole = states if call.left is None else call.left.spread(states)
+        given = states if call.given is None else call.given
+        change = (states.detach().float() - given.detach().to(states.device).float()).norm(dim=-1)
+        whole, change = (states, change) if call.left is None else map(call.left.spread, (states, change))
         kept = call.valid.clone()
         for image in call.images:
-            self._choose(call, image, image.counts[index], whole)
+            self._choose(call, image, image.counts[index], whole, change)
             for row, columns in image.copies:
                 kept[row, columns] = image.kept
         call.left = Left.of(kept)

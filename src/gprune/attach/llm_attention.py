@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ Look = Callable[[Tensor, Tensor, "Tensor | None", "float | None"], None]
 
 def _looked_at(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        cast(Look, getattr(module, _ATTRIBUTE))(query, key, mask, kwargs.get("scaling"))
+        look: Look | None = getattr(module, _ATTRIBUTE, None)
+        if look is not None:  # another thread may have taken it off at this moment
+            look(query, key, mask, kwargs.get("scaling"))
         return host.attend(backend, module, query, key, value, mask, **kwargs)
 
     return attention

@@ -1,4 +1,4 @@
-"""What the vision tower knows of each visual token: the attention it receives in one layer there, and its key.
+"""What the vision tower knows of each visual token: the attention it receives in a layer there, and its key.
 
 The layer's own computation is left alone.
 """
@@ -6,10 +6,11 @@ The layer's own computation is left alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..families.patches import Arguments, ToTokens
-from ..families.table import FAMILIES, FROM_TOWER, NO_PLACE, families_of, missing
+from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_PLACE, NO_VIDEO, families_of, missing
 from ..host import BACKEND_FIELD, register_backend
 from ..pruners import PRUNERS
-from ..pruners.base import Pruner
+from ..pruners.base import Need, Pruner
 
 BACKEND = "gprune_read"
 
@@ -31,7 +32,7 @@ LOGITS_AT_ONCE = 2**25
 """Attention logits in memory at a time: 128 MiB of float32. One row of queries is never split."""
 
 
-_READINGS: ContextVar[list[Reading] | None] = ContextVar("gprune_readings", default=None)
+_READINGS: ContextVar[list[list[Reading]] | None] = ContextVar("gprune_readings", default=None)
 """What this thread is reading."""
 
 
@@ -42,6 +43,11 @@ def check_needs(pruner: Pruner, model: PreTrainedModel) -> None:
         raise UnsupportedModel(
             f"{type(pruner).__name__} must know where in the picture a token lies, which gprune does not for "
             f"{family}: {NO_PLACE}; use a family whose views do, such as llava, llava_next or qwen2_vl"
+        )
+    if missing(pruner, family) == NO_VIDEO:
+        raise UnsupportedModel(
+            f"{type(pruner).__name__} compares the frames of videos, which gprune does not prune for {family}; use one "
+            f"of {', '.join(families_of(pruner))}, or another method for images"
         )
     needed = next((need for need in FROM_TOWER if need in pruner.needs), None)
     if needed is not None and reader(pruner, model, "image") == (None, None):
@@ -63,11 +69,17 @@ def reader(pruner: Pruner, model: PreTrainedModel, modality: str) -> tuple[Modul
 
 
 def encode_and_read(
-    encode: Callable[[], Any], base: Any, tower: Module, tokens: ToTokens, arguments: Arguments
+    encode: Callable[[], Any],
+    base: Any,
+    tower: Module,
+    tokens: ToTokens,
+    arguments: Arguments,
+    needs: Sequence[Need] = (),
 ) -> tuple[Any, dict[str, list[Tensor]]]:
     """Call an encoder, and read one layer of its tower on the way: the one whose output becomes the features.
 
-    Where several layers do, the last of them; in towers with windows, the last layer without.
+    Where several layers do, the last of them; in towers with windows, the last layer without. A middle layer too, if
+    it is needed.
 
     Args:
         encode: makes the call.
@@ -75,20 +87,31 @@ def encode_and_read(
         tower: of `base`.
         tokens: takes values from patches to visual tokens.
         arguments: of the call.
+        needs: of the method.
 
     Returns:
-        What the encoder returns, and for each of its items "attention" float32 [n] and "keys" float32 [n, dk].
+        What the encoder returns, and for each of its items "attention" float32 [n], "keys" float32 [n, dk], and
+        "middle attention" float32 [n] if needed.
     """
-    layer = host.attention_layers(tower)[layer_index(base, tower, arguments)]
-    with reading(layer, host.has_class_token(tower)) as readings:
+    layers = host.attention_layers(tower)
+    indices = {"attention": layer_index(base, tower, arguments)}
+    if MIDDLE in needs:
+        indices[MIDDLE] = middle_index(tower, indices["attention"])
+    with reading([layers[index] for index in indices.values()], host.has_class_token(tower)) as readings:
         output = encode()
     features = getattr(output, host.POOLED, None)
     if features is None:
         return output, {}
     sizes = [len(item) for item in features]
-    values = torch.cat([torch.cat([each.attention[..., None], each.keys], dim=-1) for each in readings])
+    values = torch.cat(
+        [
+            torch.cat([*(each.attention[..., None] for each in of_layers), of_layers[0].keys], dim=-1)
+            for of_layers in zip(*readings, strict=True)
+        ]
+    )
     flat = tokens(base, values, arguments, sum(sizes)).reshape(-1, values.shape[-1])
-    return output, {"attention": list(flat[:, 0].split(sizes)), "keys": list(flat[:, 1:].split(sizes))}
+    signals = {name: list(column.split(sizes)) for name, column in zip(indices, flat.unbind(-1), strict=False)}
+    return output, {**signals, "keys": list(flat[:, len(indices) :].split(sizes))}
 
 
 def layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
@@ -106,6 +129,12 @@ def layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
             f"attention has been paid; pass the index of a layer, or use a method that needs only features"
         )
     return index
+
+
+def middle_index(tower: Module, last: int) -> int:
+    """Of the middle attention layer: 9 of 24 or as deep, at most `last`; in towers with windows one without."""
+    index = min(len(host.attention_layers(tower)) * 3 // 8, last)
+    return min(host.whole_layers(tower) or (index,), key=lambda whole: abs(whole - index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +164,13 @@ class _Config:
 
 
 @contextmanager
-def reading(layer: Module, class_token: bool) -> Iterator[list[Reading]]:
-    """While it lasts, a `Reading` is appended to the list whenever this thread calls `layer`."""
-    readings: list[Reading] = []
+def reading(layers: Sequence[Module], class_token: bool) -> Iterator[list[list[Reading]]]:
+    """While it lasts, a `Reading` is appended to the list of a layer whenever this thread calls it."""
+    readings: list[list[Reading]] = [[] for _ in layers]
 
-    def read(layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+    def read(
+        own: list[Reading], layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
+    ) -> None:
         if _READINGS.get() is not readings or output is None:
             return  # another thread's call
         noting = _Config(layer.config, class_token)
@@ -149,14 +180,18 @@ def reading(layer: Module, class_token: bool) -> Iterator[list[Reading]]:
         with torch.no_grad():
             type(layer).forward(reader, *args, **kwargs)
         attention = torch.cat([each.attention for each in noting.readings], dim=1)
-        readings.append(Reading(attention, torch.cat([each.keys for each in noting.readings], dim=1)))
+        own.append(Reading(attention, torch.cat([each.keys for each in noting.readings], dim=1)))
 
     token = _READINGS.set(readings)
-    handle = layer.register_forward_hook(read, with_kwargs=True)
+    handles = [
+        layer.register_forward_hook(partial(read, own), with_kwargs=True)
+        for layer, own in zip(layers, readings, strict=True)
+    ]
     try:
         yield readings
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         _READINGS.reset(token)
 
 

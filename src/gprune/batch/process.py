@@ -16,6 +16,7 @@ from ..evaluate.answers import Response, answer, describe, prepare
 from ..families.table import unsupported
 from ..models import EMBEDDED, UnusableModel, load, read_config
 from ..prompt import Chat, ask
+from ..pruners import Auto
 from ..spec import check_has_mask, parse_pruner
 from ..tokens import Keep
 from .engine import Ask
@@ -33,7 +34,7 @@ class InProcess:
     """
 
     model: str = EMBEDDED
-    method: str = "gprune"
+    method: str = Auto.name
     keep: Keep = 0.3
     max_new_tokens: int = 128
 

@@ -9,6 +9,7 @@ import typer
 
 from .loading import EMBEDDED, load_model
 from .options import (
+    RECOMMENDED,
     AsJson,
     Keeps,
     Methods,
@@ -27,7 +28,7 @@ def ask(
     images: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
     question: Annotated[str, typer.Argument(help="What to ask about them.", metavar="QUESTION")],
     model: Model = EMBEDDED,
-    method: Methods = "gprune",
+    method: Methods = RECOMMENDED,
     keep: Keeps = "0.3",
     compare: Annotated[bool, typer.Option("--compare", help="Ask the unpruned model too.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw what was kept of the first picture, as PNG.")] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import EMBEDDED
-from .options import AsJson, Model, WrongInput, checking_input, print_json, print_table, read_pruners
+from .options import RECOMMENDED, AsJson, Model, WrongInput, checking_input, print_json, print_table, read_pruners
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def batch(
     model: Model = EMBEDDED,
     method: Annotated[
         str | None,
-        typer.Option(help="One method, settings after a colon: `gprune:init=ones`; gprune if left out."),
+        typer.Option(help="One method, settings after a colon: `gprune:init=ones`; auto if left out."),
     ] = None,
     keep: Annotated[
         str | None,
@@ -81,7 +81,7 @@ def batch(
         raise WrongInput("the question is empty; accepted is any text; write it after --question, in quotes")
     if server is not None and method is not None:
         raise WrongInput(f"--method {method} cannot be chosen for a server; start the server with it, and leave it out")
-    pruners = read_pruners(method or "gprune", keep or "0.3")
+    pruners = read_pruners(method or RECOMMENDED, keep or "0.3")
     if len(pruners) != 1:
         raise WrongInput(f"--method {method} --keep {keep} are {len(pruners)} jobs; give one method and one budget")
     with checking_input():

@@ -8,6 +8,7 @@ import typer
 
 from .loading import config_of
 from .options import (
+    RECOMMENDED,
     AsJson,
     Keeps,
     Methods,
@@ -33,7 +34,7 @@ def cost(
         str, typer.Option(help="WIDTHxHEIGHT in pixels; several, comma-separated, for several images.")
     ] = "640x480",
     keep: Keeps = "0.5,0.3,0.1",
-    method: Methods = "gprune",
+    method: Methods = RECOMMENDED,
     text_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that are not visual.")] = 64,
     as_json: AsJson = False,
 ) -> None:

@@ -47,7 +47,7 @@ def fidelity(
         typer.Option(help="Asked of every picture that brings none; may be given several times."),
     ] = None,
     model: Model = EMBEDDED,
-    method: Methods = "graphcover,gprune,divprune,tome:where=tokens,random",
+    method: Methods = "graphvote,graphcover,gprune,divprune,random",
     keep: Keeps = "0.5,0.3,0.1",
     target: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the tokens of answers that is to stay as it is.")

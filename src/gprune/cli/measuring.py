@@ -76,6 +76,10 @@ class Bars:
         """So many documents of it are answered."""
         self._progress.update(self._documents, completed=done, total=total)
 
+    def say(self, text: str) -> None:
+        """A line above them."""
+        self._progress.console.print(text, highlight=False)
+
     def finished(self, cell: Cell) -> None:
         """A cell is there."""
         self._progress.advance(self._cells)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RECOMMENDED = "auto"
+"""The method of commands that answer or show with one; docs/methods.md says on what evidence."""
+
 Model = Annotated[
     str,
     typer.Option(help="Hub id or folder of a transformers checkpoint; the one in the package if left out."),

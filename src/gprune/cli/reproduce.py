@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import EMBEDDED, load_model
-from .measuring import make_folder, say_left_out
+from .measuring import Bars, make_folder, possible_cells, say_left_out
 from .options import Model, WrongInput, checking_input, read_list
-from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Key
@@ -74,14 +73,14 @@ def reproduce(
         with checking_input():
             gallery = Gallery(image or [], mask or [], scenes=model == EMBEDDED)
         drawn = _with_pictures(drawn, gallery, skip=names == ["all"])
-    refused = _refused(model, wanted)
-    _check_cells(wanted, output)
+    possible, left_out = _possible(model, wanted)
+    _check_cells(possible, output)
     make_folder(output)
     # First what is drawn, so that its model is gone when another is loaded to measure.
     if drawn:
         _draw(drawn, setting, gallery, output)
     if measured:
-        _measure(measured, setting, wanted, refused, batch_size, output)
+        _measure(measured, setting, possible, left_out, batch_size, output)
 
 
 def _list() -> None:
@@ -134,21 +133,17 @@ def _with_pictures(drawn: Sequence[Experiment], gallery: Gallery, *, skip: bool)
     return there
 
 
-def _refused(model: str, wanted: dict[str, list[Key]]) -> dict[str, str]:
-    """The names of cells that the model does not allow, with the reason; an error if an experiment has no others."""
-    from ..evaluate.cells import BASELINE
-    from ..evaluate.reproduction import refusals
+def _possible(model: str, wanted: dict[str, list[Key]]) -> tuple[dict[str, list[Key]], dict[str, list[str]]]:
+    """Of each experiment the cells that the model allows, and of the others why not."""
+    from ..evaluate.reproduction import refusal_on
 
     if not wanted:
-        return {}
+        return {}, {}
     with checking_input():
-        refused = refusals(model, [key for keys in wanted.values() for key in keys])
-    for keys in wanted.values():
-        pruned = [key for key in keys if key.method != BASELINE]
-        if all(key.name in refused for key in pruned):
-            raise WrongInput(refused[pruned[0].name])
-    say_left_out(list(dict.fromkeys(refused.values())))
-    return refused
+        refusal = refusal_on(model)
+    found = {name: possible_cells(keys, refusal) for name, keys in wanted.items()}
+    say_left_out(list(dict.fromkeys(reason for _, reasons in found.values() for reason in reasons)))
+    return {name: keys for name, (keys, _) in found.items()}, {name: reasons for name, (_, reasons) in found.items()}
 
 
 def _check_cells(wanted: dict[str, list[Key]], output: Path) -> None:
@@ -175,26 +170,19 @@ def _draw(drawn: Sequence[Experiment], setting: Setting, gallery: Gallery, outpu
 def _measure(
     measured: Sequence[Experiment],
     setting: Setting,
-    wanted: dict[str, list[Key]],
-    refused: dict[str, str],
+    possible: dict[str, list[Key]],
+    left_out: dict[str, list[str]],
     batch_size: int | None,
     output: Path,
 ) -> None:
     from ..evaluate.reproduction import measurer, write_measured
     from ..evaluate.runs import measure_cells
 
-    possible = {name: [key for key in keys if key.name not in refused] for name, keys in wanted.items()}
-    measure = measurer(batch_size)
-    with progress_bar() as progress:
-        bar = progress.add_task("", total=sum(map(len, possible.values())))
-        for experiment in measured:
+    bars = Bars()
+    measure = measurer(batch_size, bars.answered)
+    with bars.shown(sum(map(len, possible.values()))):
+        for each in measured:
             cells = measure_cells(
-                possible[experiment.name],
-                output / "cells",
-                measure,
-                started=lambda key: progress.update(bar, description=f"{key.task} {key.method} keep={key.keep}"),
-                finished=lambda cell: progress.advance(bar),
+                possible[each.name], output / "cells", measure, started=bars.started, finished=bars.finished
             )
-            reasons = dict.fromkeys(refused[key.name] for key in wanted[experiment.name] if key.name in refused)
-            path = write_measured(experiment, setting, cells, list(reasons), output)
-            progress.console.print(f"wrote {path}", highlight=False)
+            bars.say(f"wrote {write_measured(each, setting, cells, left_out[each.name], output)}")

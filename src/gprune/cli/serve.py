@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .loading import config_of
-from .options import checking_input
+from .options import RECOMMENDED, checking_input
 
 
 def serve(
@@ -26,7 +26,7 @@ def serve(
     ] = "0.3",
     method: Annotated[
         str, typer.Option(help="A method that chooses by the features alone; settings follow a colon.")
-    ] = "gprune",
+    ] = RECOMMENDED,
     experimental: Annotated[
         bool, typer.Option("--experimental", help="Serve Qwen2-VL, Qwen2.5-VL, Qwen3-VL too; see docs/serving.md.")
     ] = False,

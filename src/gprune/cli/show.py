@@ -10,6 +10,7 @@ import typer
 
 from .loading import EMBEDDED, load_model
 from .options import (
+    RECOMMENDED,
     AsJson,
     Keeps,
     Methods,
@@ -33,7 +34,7 @@ def show(
         str | None,
         typer.Option(help="Comma-separated: heatmaps of G-Prune's scores after so many iterations."),
     ] = None,
-    method: Methods = "gprune",
+    method: Methods = RECOMMENDED,
     model: Model = EMBEDDED,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("gprune.png"),
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..models import EMBEDDED, load
 from ..pruners import Method
-from ..scenes.benchmark import QUESTIONS, SampleBatch, batches, mean_flops, run_benchmark, samples, scores
+from ..scenes.benchmark import QUESTIONS, Sample, mean_flops, run_benchmark, samples, scores
 from ..spec import parse_pruner
 from .cells import Cell, Key, versions
 from .runs import refusal_of
@@ -17,7 +17,7 @@ from .tables import SCENES
 
 
 class Embedded:
-    """The embedded benchmark on one model, loaded once for all cells; the prompts are kept, 0.2 MB a picture.
+    """The embedded benchmark on one model, loaded once for all cells.
 
     Args:
         model: hub id, folder, or "embedded".
@@ -33,7 +33,7 @@ class Embedded:
     ) -> None:
         self.model, self.batch_size = model, batch_size
         self._answered = answered
-        self._asked: dict[int, list[SampleBatch]] = {}
+        self._tests: list[Sample] = []
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
@@ -53,25 +53,31 @@ class Embedded:
         if (key.model, key.task) != (self.model, SCENES):
             raise ValueError(f"{key} is not of {self.model} on the embedded benchmark; give others to gprune eval")
         model, processor = self.loaded
-        asked, method = self._questions(key.limit or QUESTIONS), method_of(key)
-        total = sum(len(batch.samples) for batch in asked)
-        outcomes = run_benchmark(model, processor, asked, method, answered=lambda done: self._answered(done, total))
+        tests, method = self._first(key.limit or QUESTIONS), method_of(key)
+        outcomes = run_benchmark(
+            model,
+            processor,
+            tests,
+            method,
+            batch_size=self.batch_size,
+            answered=lambda done: self._answered(done, len(tests)),
+        )
         return Cell(
             key,
             scores(outcomes),
-            total,
+            len(outcomes),
             fmean(outcome.visual_tokens for outcome in outcomes),
             fmean(outcome.kept_tokens for outcome in outcomes),
-            mean_flops(model, processor, [outcome.sample for outcome in outcomes], method),
+            mean_flops(model, processor, tests, method),
             fmean(outcome.seconds for outcome in outcomes),
             versions=versions(),
             right="".join(str(int(outcome.right)) for outcome in outcomes),
         )
 
-    def _questions(self, count: int) -> list[SampleBatch]:
-        if count not in self._asked:
-            self._asked = {count: batches(*self.loaded, list(samples("test", count)), self.batch_size)}
-        return self._asked[count]
+    def _first(self, count: int) -> list[Sample]:
+        if len(self._tests) < count:
+            self._tests = list(samples("test", count))
+        return self._tests[:count]
 
 
 def method_of(key: Key) -> Method:

@@ -22,7 +22,7 @@ from ..errors import BadValue
 from ..images import UnreadableImage
 from ..prompt import build_inputs
 from ..pruners import Method, Uniform
-from ..spec import parse_pruner
+from ..spec import check_has_mask, parse_pruner
 from ..tokens import Keep, VisualTokens
 from .answers import describe, prepare
 from .fidelity_table import Fidelity
@@ -215,6 +215,7 @@ def _possible(model: Any, methods: Sequence[str], keeps: Sequence[Keep]) -> tupl
     runs: list[tuple[str, Method]] = []
     reasons: dict[str, None] = {}
     for name, method in given.values():
+        check_has_mask(method)
         if reason := refusal(method, model):
             reasons[f"{name}: {reason}"] = None
         elif method.acts != "nowhere":

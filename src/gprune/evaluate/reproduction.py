@@ -78,19 +78,20 @@ def in_process(key: Key) -> bool:
     return (key.model, key.task) == (EMBEDDED, SCENES)
 
 
-def measurer(batch_size: int | None) -> Callable[[Key], Cell]:
+def measurer(batch_size: int | None, answered: Callable[[int, int], None]) -> Callable[[Key], Cell]:
     """What measures the cells of one model, loaded when first needed.
 
     Args:
         batch_size: pictures or documents at once; None is 32 small pictures of the benchmark, or one document.
+        answered: called with the number of documents answered and the number of all of the cell.
     """
-    embedded = Embedded() if batch_size is None else Embedded(batch_size=batch_size)
+    embedded = Embedded(batch_size=batch_size or 32, answered=answered)
 
     @cache
     def harness(model: str) -> Any:
         from .harness import Harness
 
-        return Harness(model, batch_size=batch_size or 1)
+        return Harness(model, batch_size=batch_size or 1, answered=answered)
 
     def measure(key: Key) -> Cell:
         return embedded.measure(key) if in_process(key) else harness(key.model).measure(key)
@@ -109,16 +110,19 @@ def check_tasks(wanted: Iterable[Key]) -> None:
             known.check(task, limit)
 
 
-def refusals(model: str, wanted: Iterable[Key]) -> dict[str, str]:
-    """The cells, by name, that this model does not allow, each with the reason. No weights are read.
+def refusal_on(model: str) -> Callable[[Key], str | None]:
+    """What says why a model does not allow a cell, or None. No weights are read.
 
     Raises:
         UnusableModel: there is no such checkpoint.
     """
-    net = _skeleton(model)
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        net = AutoModelForImageTextToText.from_config(read_config(model))
     # Only the embedded benchmark knows the true mask of every picture.
-    reasons = ((key, refusal_of(key.method, key.keep, net, masked=in_process(key))) for key in wanted)
-    return {key.name: f"{key.method}: {reason}" for key, reason in reasons if reason}
+    return lambda key: refusal_of(key.method, key.keep, net, masked=in_process(key))
 
 
 def write_measured(
@@ -194,15 +198,6 @@ def write_drawn(
     _write_picture(path, picture)
     _write_data(experiment, setting, {**data, "versions": versions()}, folder)
     return path, left_out
-
-
-def _skeleton(model: str) -> Any:
-    """A model without weights."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(read_config(model))
 
 
 def _table(experiment: Experiment, setting: Setting, cells: Sequence[Cell], left_out: Sequence[str]) -> str:

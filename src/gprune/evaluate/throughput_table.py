@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from .cells import BASELINE
+from .tables import layout
 from .throughput import Speed
 
 
@@ -100,15 +101,11 @@ def speed_tables(table: Sequence[dict[str, Any]]) -> str:
     parts = []
     for (batch, size, text, new), own in groups.items():
         visual = next((f"{row['visual_tokens']:,}" for row in own if row["visual_tokens"] is not None), "unknown")
-        lines = [
-            f"Batch of {batch}, image of {size}, visual tokens: {visual}, other tokens: {text}, new tokens: {new}.",
-            "",
-            f"| {' | '.join(HEADINGS)} |",
-            "|" + "---|" * len(HEADINGS),
-            *(f"| {' | '.join(_cells(row))} |" for row in own),
-        ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        parts.append(
+            f"Batch of {batch}, image of {size}, visual tokens: {visual}, other tokens: {text}, new tokens: {new}.\n\n"
+            + layout(HEADINGS, map(_cells, own))
+        )
+    return "\n".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

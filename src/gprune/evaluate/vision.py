@@ -39,14 +39,6 @@ class Asked:
     question: str
 
 
-@dataclass(frozen=True)
-class Masked:
-    """A picture and which of it is foreground: bool [height, width]."""
-
-    picture: Image.Image
-    foreground: NDArray[np.bool_]
-
-
 class Gallery:
     """The pictures that figures are of.
 
@@ -87,12 +79,12 @@ class Gallery:
         tests = list(samples("test", max(experiment.pictures) + 1))
         return [Asked(f"scenes {i}", tests[i].picture, tests[i].question.question) for i in experiment.pictures]
 
-    def masked(self, count: int) -> Iterator[Masked]:
-        """The pictures that are given with masks, or the first test pictures with their true masks."""
+    def masked(self, count: int) -> Iterator[tuple[Image.Image, NDArray[np.bool_]]]:
+        """The pictures given with masks, or the first test pictures with their true masks: bool [height, width]."""
         if self._masks:
-            yield from (Masked(a.picture, mask) for a, mask in zip(self._asked, self._masks, strict=True))
+            yield from ((each.picture, mask) for each, mask in zip(self._asked, self._masks, strict=True))
         else:
-            yield from (Masked(each.picture, each.foreground) for each in samples("test", count))
+            yield from ((each.picture, each.foreground) for each in samples("test", count))
 
 
 class Vision:
@@ -138,7 +130,7 @@ class Vision:
         some = [keep for keep, reason in zip(keeps, reasons, strict=True) if reason is None]
         return some, [f"{method}: {reason}" for reason in reasons if reason]
 
-    def norms(self, pictures: Iterable[Masked]) -> dict[str, NDArray[np.float32]]:
+    def norms(self, pictures: Iterable[tuple[Image.Image, NDArray[np.bool_]]]) -> dict[str, NDArray[np.float32]]:
         """L2 norms of the visual tokens of pictures: float32 [n], of all, of the foreground and of the background.
 
         A token is foreground if more than half of its patch is.
@@ -149,15 +141,15 @@ class Vision:
         if reason := refusal(Foreground(0.5), self.model):
             raise UnsupportedModel(reason)
         every, inside = [], []
-        for each in pictures:
-            report = self._report(Asked("", each.picture, _QUESTION), L2Norm(0.5))
+        for picture, mask in pictures:
+            report = self._report(Asked("", picture, _QUESTION), L2Norm(0.5))
             assert report.scores is not None
             for view in report.views:
                 if view.grid is not None:
                     every.append(report.scores[view.rows])
-                    inside.append(coverage(torch.from_numpy(each.foreground), view.grid) > 0.5)
-        norms, mask = torch.cat(every).numpy(), torch.cat(inside).numpy()
-        return {"whole image": norms, "foreground": norms[mask], "background": norms[~mask]}
+                    inside.append(coverage(torch.from_numpy(mask), view.grid) > 0.5)
+        norms, covered = torch.cat(every).numpy(), torch.cat(inside).numpy()
+        return {"whole image": norms, "foreground": norms[covered], "background": norms[~covered]}
 
     def _report(self, asked: Asked, pruner: Method) -> ImageReport:
         return images_kept(pruner, self.model, self._inputs(asked))[0]

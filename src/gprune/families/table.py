@@ -29,10 +29,12 @@ from .patches import (
 from .tiles import Joins, adjacent, overview_last
 from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
 
-FROM_TOWER: tuple[Need, ...] = ("attention", "keys")
+MIDDLE: Need = "middle attention"
+FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
 """What a method can need to know of the vision tower."""
 
 NO_PLACE = "its views do not show the whole picture"
+NO_VIDEO = "its videos cannot be pruned by gprune"
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
@@ -307,6 +309,8 @@ def families_of(method: Method) -> list[str]:
 def _missing(method: Method, row: Family) -> str | None:
     if "place" in method.needs and (row.joins is not None or row.views is unordered):
         return NO_PLACE
+    if "frames" in method.needs and row.video is None:
+        return NO_VIDEO
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
         return "its vision tower cannot be read by gprune"
     if method.acts == "in the tower" and not row.projector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BadValue, NonFiniteFeatures
+from .apet import ApET
 from .auto import Auto
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
 from .bat import BAT
@@ -12,17 +13,25 @@ from .clsattention import ClsAttention
 from .dart import DART
 from .decoder import DecoderPruner, InsideTokens
 from .divprune import DivPrune
+from .evs import EVS
 from .fastv import FastV
 from .gprune import GPrune
 from .graphcover import GraphCover
 from .graphvote import GraphVote
+from .hiprune import HiPrune
 from .l2norm import L2Norm
 from .masked import Background, Foreground
+from .mmr import MMR
+from .mmtok import MMTok
+from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
+from .scope import SCOPE
 from .tome import ToMe
 from .uniform import Uniform
+from .v2drop import V2Drop
 from .visionzip import VisionZip
+from .vispruner import VisPruner
 from .vtw import VTW
 from .zerotprune import ZeroTPrune
 
@@ -36,19 +45,28 @@ PRUNERS: dict[str, type[Method]] = {
         DivPrune,
         GraphCover,
         GraphVote,
+        MMR,
+        ApET,
         Auto,
         Foreground,
         Background,
         ClsAttention,
+        SCOPE,
+        VisPruner,
+        HiPrune,
         VisionZip,
+        PruMerge,
         BAT,
         ZeroTPrune,
         CDPruner,
+        MMTok,
+        EVS,
         ToMe,
         FastV,
         VTW,
         PyramidDrop,
         DART,
+        V2Drop,
     )
 }
 
@@ -67,8 +85,12 @@ def get_pruner(name: str) -> type[Method]:
 __all__ = [
     "BAT",
     "DART",
+    "EVS",
+    "MMR",
     "PRUNERS",
+    "SCOPE",
     "VTW",
+    "ApET",
     "Auto",
     "Background",
     "CDPruner",
@@ -81,10 +103,13 @@ __all__ = [
     "GPrune",
     "GraphCover",
     "GraphVote",
+    "HiPrune",
     "InsideTokens",
     "L2Norm",
+    "MMTok",
     "Method",
     "NonFiniteFeatures",
+    "PruMerge",
     "Pruner",
     "PyramidDrop",
     "Random",
@@ -94,6 +119,8 @@ __all__ = [
     "ToMe",
     "Uniform",
     "Unpruned",
+    "V2Drop",
+    "VisPruner",
     "VisionZip",
     "ZeroTPrune",
     "get_pruner",

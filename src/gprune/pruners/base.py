@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "question", "place", "mask"]
-"""Attention that a token receives in the vision tower, its key there, the question about its image, where it lies in
-the image, and the mask of that."""
+Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames"]
+"""Attention that a token receives in the vision tower, its key there, the attention in a middle layer, the question
+about its image, where it lies in the image, the mask of that, and the frames of a video."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,7 @@ class Pruner(Method):
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
-            elif need in ("place", "mask"):
+            elif need in ("place", "mask", "frames"):
                 continue  # of each view, when it is there
             elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(

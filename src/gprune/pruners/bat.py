@@ -57,7 +57,8 @@ class BAT(Pruner):
             features, weights = tokens.features[view.rows], attention[view.rows]
             stands = self._stands(features, weights, k)
             kept[view.rows[stands.unique()[-k:]]] = True
-            merged[view.rows] = weighted_means(features, weights, stands)
+            member = stands == torch.arange(len(stands), device=stands.device)[:, None]
+            merged[view.rows] = weighted_means(features, weights, member, features)
         rows = kept.nonzero().squeeze(1)
         return Selection(rows, attention.masked_fill(tokens.fixed, torch.nan), features=merged[rows])
 
@@ -115,11 +116,17 @@ def density_peaks(distance: Tensor, count: int) -> Tensor:
     return rank.sort(descending=True, stable=True).indices[:count].sort().values
 
 
-def weighted_means(features: Tensor, weights: Tensor, stands: Tensor) -> Tensor:
-    """What each token [n, d] becomes: the mean of those it stands for, int64 [n], weighted; alone, what it was."""
-    member = stands == torch.arange(len(stands), device=stands.device)[:, None]
+def weighted_means(features: Tensor, weights: Tensor, member: Tensor, alone: Tensor) -> Tensor:
+    """What each of m groups becomes: the mean of its members among the features [n, d], weighted; [m, d].
+
+    Args:
+        features: floating [n, d].
+        weights: float32 [n], not negative; members that weigh nothing weigh alike if all of theirs do.
+        member: bool [m, n].
+        alone: floating [m, d], what a group of one member or none becomes.
+    """
     share = member * weights.clamp(min=torch.finfo(torch.float32).tiny)
     with torch.autocast(features.device.type, enabled=False):
         share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         means = (share @ features.float()).to(features.dtype)
-    return torch.where(member.sum(-1, keepdim=True) > 1, means, features)
+    return torch.where(member.sum(-1, keepdim=True) > 1, means, alone)

@@ -30,6 +30,7 @@ class InsideTokens:
         attention: float32 [n], what the last token of the prompt paid to each in the layer before, mean over the
             heads. Of the images of a prompt, each has its part of the same row.
         key_norms: float32 [n], L2 norm of each token's keys in the layer before, over all heads.
+        change: float32 [n], L2 norm of the difference between `states` and the input of the layer before.
         text: floating [m, d], hidden states of the text of the prompt.
         text_key_norms: float32 [m], of their keys.
     """
@@ -37,6 +38,7 @@ class InsideTokens:
     states: Tensor
     attention: Tensor
     key_norms: Tensor
+    change: Tensor
     text: Tensor
     text_key_norms: Tensor
 

@@ -59,32 +59,54 @@ class GraphCover(SetPruner):
         return cosine.clamp_(max=1).sub_(1).div_(self.temperature).exp_().nan_to_num_(0).double()
 
 
-def greedy_cover(similarity: Gram, weights: Tensor, k: int) -> Tensor:
+def greedy_cover(similarity: Gram, weights: Tensor, k: int, favour: Tensor | None = None) -> Tensor:
     """Greedy facility location: every index is the one that most raises sum_i weights[i] max_j similarity[i, j].
-
-    What the others would add changes only through the rows that are now better represented than before, so a step
-    reads these alone. Gains are kept in float64, where the changes leave no error that could reorder them.
 
     Args:
         similarity: float64 [N, N], symmetric, not negative.
         weights: floating [N], not negative.
         k: at most N.
+        favour: floating [N], not negative, by which what each index adds is multiplied before they are compared;
+            None: all alike.
 
     Returns:
         int64 [k], in the order chosen; ties go to the lower index.
     """
-    weights = weights.double()
-    gains, covered = torch.zeros_like(weights), torch.zeros_like(weights)
-    for part, rows in similarity.parts():
-        gains += weights[part] @ rows
+    coverage = FacilityLocation(similarity, weights)
+    taken = torch.zeros_like(weights, dtype=torch.bool)
     chosen = []
     for _ in range(k):
-        best = gains.argmax(-1, keepdim=True)
+        gains = coverage.gains if favour is None else coverage.gains * favour
+        best = gains.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
         chosen.append(best)
-        offered = similarity.rows(best)[0]
-        for part, rows in similarity.parts((offered > covered).nonzero().squeeze(1)):
-            before, after = covered[part, None], offered[part, None]
-            gains -= weights[part] @ rows.clamp_(before, after).sub_(before)
-        gains[best] = -torch.inf
-        covered = torch.maximum(covered, offered)
+        taken[best] = True
+        coverage.add(best)
     return torch.cat(chosen)
+
+
+class FacilityLocation:
+    """How well chosen indices represent all, sum_i weights[i] max_j similarity[i, j], and what others would add to it.
+
+    What they would add changes only through the rows that are now better represented than before, so a step
+    reads these alone. Gains are kept in float64, where the changes leave no error that could reorder them.
+
+    Args:
+        similarity: float64 [N, N], symmetric, not negative.
+        weights: floating [N], not negative.
+    """
+
+    def __init__(self, similarity: Gram, weights: Tensor) -> None:
+        self._similarity, self._weights = similarity, weights.double()
+        self._covered = torch.zeros_like(self._weights)
+        self.gains = torch.zeros_like(self._weights)
+        """float64 [N], what each index would add."""
+        for part, rows in similarity.parts():
+            self.gains += self._weights[part] @ rows
+
+    def add(self, index: Tensor) -> None:
+        """Choose one more: int64 [1]."""
+        offered = self._similarity.rows(index)[0]
+        for part, rows in self._similarity.parts((offered > self._covered).nonzero().squeeze(1)):
+            before, after = self._covered[part, None], offered[part, None]
+            self.gains -= self._weights[part] @ rows.clamp_(before, after).sub_(before)
+        self._covered = torch.maximum(self._covered, offered)

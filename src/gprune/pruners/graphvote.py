@@ -75,8 +75,9 @@ class GraphVote(SetPruner):
 
     def choose_together(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Sequence[Tensor]:
         """`choose` for each of some views of equal size, as many in one go as memory holds."""
-        device, pairs = tokens.features.device, len(views[0]) ** 2
-        at_once = max(1, budget(device) // (8 * pairs))
+        device, size = tokens.features.device, len(views[0])
+        # Of every view the pairs, as `Gram` counts them, and three copies of the features in float32.
+        at_once = max(1, budget(device) // (size * (8 * size + 12 * tokens.features.shape[1])))
         chosen: list[Tensor] = []
         with torch.autocast(device.type, enabled=False):
             for first in range(0, len(views), at_once):

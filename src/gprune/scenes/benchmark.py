@@ -58,14 +58,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class SampleBatch:
-    """Samples with pictures of one size, and their prompts as the processor makes them."""
-
-    samples: Sequence[Sample]
-    inputs: Any
-
-
 def samples(split: Split, count: int) -> Iterator[Sample]:
     """The first `count` samples of a split; the categories take turns."""
     for index in range(count):
@@ -85,46 +77,41 @@ def mixed_inputs(model: Any, processor: Any) -> Any:
     return _inputs(model, processor, list(sizes.values()))
 
 
-def batches(model: Any, processor: Any, tests: Sequence[Sample], size: int) -> list[SampleBatch]:
-    """Samples in batches of at most `size`, of one size of picture and one category: alike in prompt and answer."""
-    alike: dict[tuple[tuple[int, int], str], list[Sample]] = {}
-    for sample in tests:
-        alike.setdefault((sample.picture.size, sample.question.category), []).append(sample)
-    parts = [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
-    return [SampleBatch(part, _inputs(model, processor, part)) for part in parts]
-
-
 def run_benchmark(
     model: Any,
     processor: Any,
-    asked: Sequence[SampleBatch],
+    tests: Sequence[Sample],
     method: Method = UNPRUNED,
     *,
+    batch_size: int = 32,
     answered: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
-    """Answer every sample by greedy decoding.
+    """Answer every sample by greedy decoding, batched over pictures of one size and questions of one category.
 
     Args:
         model: any supported model.
         processor: its processor.
-        asked: of `batches`.
+        tests: what to ask.
         method: attached to the model for it; one that goes by a mask gets the foreground of every picture.
+        batch_size: pictures at once.
         answered: called with the number of samples answered so far.
 
     Returns:
-        One outcome per sample, in the order of their indices. `right` is exact match without regard to case.
+        One outcome per sample, in their order. `right` is exact match without regard to case.
     """
-    outcomes: list[Outcome] = []
+    outcomes: dict[int, Outcome] = {}
     with method.attach(model) as run:
-        for batch in asked:
-            run.masks = [sample.foreground for sample in batch.samples]
-            replies = reply(run, processor, batch.inputs, max_new_tokens=LONGEST_ANSWER)
-            for sample, each in zip(batch.samples, replies, strict=True):
+        for batch in _batches(tests, batch_size):
+            run.masks = [sample.foreground for sample in batch]
+            replies = reply(run, processor, _inputs(model, processor, batch), max_new_tokens=LONGEST_ANSWER)
+            for sample, each in zip(batch, replies, strict=True):
                 answer = each.text.strip()
                 right = answer.lower() == sample.question.answer
-                outcomes.append(Outcome(sample, answer, right, each.visual_tokens, each.kept_tokens, each.seconds))
+                outcomes[sample.index] = Outcome(
+                    sample, answer, right, each.visual_tokens, each.kept_tokens, each.seconds
+                )
             answered(len(outcomes))
-    return sorted(outcomes, key=lambda outcome: outcome.sample.index)
+    return [outcomes[sample.index] for sample in tests]
 
 
 def mean_flops(model: Any, processor: Any, tests: Sequence[Sample], method: Method = UNPRUNED) -> float:
@@ -160,3 +147,12 @@ def scores(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def _inputs(model: Any, processor: Any, part: Sequence[Sample]) -> Any:
     return build_inputs(model, processor, [([sample.picture], sample.question.question) for sample in part])
+
+
+def _batches(tests: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Of pictures of one size and questions of one category: their prompts and answers are about as long."""
+    alike: dict[tuple[tuple[int, int], str], list[Sample]] = {}
+    for sample in tests:
+        alike.setdefault((sample.picture.size, sample.question.category), []).append(sample)
+    for group in alike.values():
+        yield from (group[i : i + size] for i in range(0, len(group), size))
