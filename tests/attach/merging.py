@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from bipartite import merge_once, merge_to
+from decoding import present
 from families import BATCH, FAMILIES, Family, Media, Size
 from families.newline import SIDE, LlavaNext
 from families.parts import VIPLLAVA_LAYERS
@@ -16,6 +17,7 @@ from reference import KeptPrompt, kept_prompts
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
+from gprune.families.table import FAMILIES as TABLE
 from gprune.pruners import Pruner, Selection
 from gprune.pruners.base import Positions
 from gprune.tokens import VisualTokens, kept_count
@@ -31,7 +33,8 @@ def deeper(family: Family, **settings: Any) -> Family:
 
 
 MERGING: dict[str, Family] = {
-    name: deeper(FAMILIES[name]) for name in ("llava", "llava_next", "llava_next_video", "paligemma", "deepseek_vl")
+    name: deeper(FAMILIES[name])
+    for name in present("llava", "llava_next", "llava_next_video", "paligemma", "deepseek_vl", "video_llava")
 } | {"vipllava": deeper(FAMILIES["vipllava"], **{VIPLLAVA_LAYERS: -2})}
 """The families in whose towers tokens can be merged."""
 
@@ -129,7 +132,7 @@ def _counts(n: int, k: int, layers: int) -> list[int]:
 def _images(family: Family, model: Any, prompt: dict[str, Tensor], images: Sequence[Size], keep: float) -> list[Tensor]:
     """[n, d] of each image of one prompt, NaN where a token was merged away."""
     base = model.base_model
-    tower: Any = getattr(base, "vision_tower", None) or base.vision_model
+    tower: Any = getattr(base, TABLE[family.name].tower.name)
     projector: Callable[[Tensor], Tensor] = getattr(base, "multi_modal_projector", None) or base.aligner
     weight = next(tower.parameters())
     whole = []

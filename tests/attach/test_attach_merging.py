@@ -15,6 +15,7 @@ from reference import greedy, text_logits
 from torch.nn.functional import cross_entropy
 
 from gprune import GPrune, NonFiniteFeatures, ToMe, UnsupportedModel
+from gprune.families.table import FAMILIES as TABLE
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -174,7 +175,8 @@ def test_loss_and_gradient_through_the_tower(name: str) -> None:
     family = MERGING[name]
     model, inputs = family.model(), family.inputs(side="right")
     labels = inputs["input_ids"].masked_fill((inputs["input_ids"] == IMAGE) | (inputs["attention_mask"] == 0), -100)
-    weight = next(p for n, p in model.named_parameters() if n.endswith("encoder.layers.1.mlp.fc1.weight"))
+    tower = getattr(model.base_model, TABLE[name].tower.name)
+    weight = next(p for n, p in tower.named_parameters() if n.endswith("encoder.layers.1.mlp.fc1.weight"))
     predicted, wanted = [], []
     for row, prompt in enumerate(merged_prompts(family, model, 0.4, inputs, dtype=torch.float32)):
         predicted.append(text_logits(model, prompt)[:-1])
@@ -302,6 +304,7 @@ REASONS = {
     "aria": "learned queries",
     "deepseek_vl_hybrid": "second tower",
     "fast_vlm": "convolutions",
+    "janus": "a kind of its own",
 }
 
 

@@ -81,7 +81,8 @@ def test_other_models(model_type: str, reason: str) -> None:
         ("idefics", "cross-attention"),
         ("florence2", "encoder-decoder"),
         ("t5gemma2", "encoder-decoder"),
-        ("idefics2", "CONTRIBUTING"),
+        ("idefics2", "query tokens"),
+        ("git", "CONTRIBUTING"),
     ],
 )
 def test_families_that_work_otherwise_are_refused_with_the_reason(name: str, reason: str) -> None:

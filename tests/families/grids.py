@@ -201,6 +201,27 @@ SPARSE = {
     "first_k_dense_replace": 1,
 }
 
+MUSE_LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 512}
+MUSE = {
+    "vision_config": {
+        "patch_size": PATCH,
+        "patch_temporal": FRAMES,
+        "merge_size": MERGE,
+        "pos_emb_height": 4,
+        "pos_emb_width": 4,
+        "max_position_embeddings": 16,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "layer_types": ["window_attention", "full_attention"],
+    },
+    **IMAGE_AND_VIDEO,
+    "out_hidden_size": 64,
+    "projector_hidden_size": 24,
+    "tie_word_embeddings": False,
+}
+
 GRIDS: tuple[Family, ...] = (
     LightOnOcr(
         "lighton_ocr",
@@ -277,27 +298,31 @@ GRIDS: tuple[Family, ...] = (
     ),
     MuseGlimmer(
         "muse_glimmer",
+        {"text_config": text("muse_glimmer_text", **MUSE_LAYERS), **MUSE},
+        before=(BEGIN,),
+        after=(END,),
+    ),
+    MuseGlimmer(
+        "muse_spark",
         {
-            "vision_config": {
-                "patch_size": PATCH,
-                "patch_temporal": FRAMES,
-                "merge_size": MERGE,
-                "pos_emb_height": 4,
-                "pos_emb_width": 4,
-                "max_position_embeddings": 16,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "layer_types": ["window_attention", "full_attention"],
-            },
             "text_config": text(
-                "muse_glimmer_text", layer_types=["sliding_attention", "full_attention"], sliding_window=512
+                "muse_spark_text",
+                **MUSE_LAYERS,
+                mlp_layer_types=["dense", "sparse"],
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                moe_hidden_size=16,
             ),
-            **IMAGE_AND_VIDEO,
-            "out_hidden_size": 64,
-            "projector_hidden_size": 24,
-            "tie_word_embeddings": False,
+            "audio_config": {
+                "patch_sizes": [4],
+                "hidden_sizes": [8],
+                "depths": [1],
+                "num_hidden_layers": 1,
+                "out_hidden_size": 32,
+            },
+            "audio_token_id": VOCABULARY,
+            **MUSE,
         },
         before=(BEGIN,),
         after=(END,),

@@ -11,7 +11,7 @@ import transformers as T
 from torch import Generator, Tensor
 
 from .base import Family, Layout, Media, Size, Text
-from .parts import BEGIN, END, IMAGE, LINE, VIPLLAVA_LAYERS, siglip, text, vision
+from .parts import BEGIN, END, IMAGE, LINE, VIDEO, VIPLLAVA_LAYERS, siglip, text, vision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,6 +140,43 @@ SQUARE: tuple[Family, ...] = (
         },
     ),
     Square("deepseek_vl", {"vision_config": siglip(), "text_config": text(), "image_token_id": IMAGE}),
+    Square(
+        "janus",
+        {
+            "vision_config": {
+                "hidden_size": 24,
+                "mlp_ratio": 2,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 4,
+                "projection_dim": 32,
+                "num_image_tokens": 16,
+            },
+            "vq_config": {
+                "embed_dim": 4,
+                "num_embeddings": 16,
+                "latent_channels": 4,
+                "base_channels": 32,
+                "channel_multiplier": [1],
+                "num_res_blocks": 1,
+                "projection_dim": 32,
+                "image_token_embed_dim": 32,
+            },
+            "text_config": text(),
+            "image_token_id": IMAGE,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Square(
+        "video_llava",
+        {
+            "vision_config": vision("clip_vision_model"),
+            "text_config": text(),
+            "image_token_index": IMAGE,
+            "video_token_index": VIDEO,
+        },
+    ),
     DeepseekVLHybrid(
         "deepseek_vl_hybrid",
         {

@@ -53,7 +53,7 @@ def answer_logits(model: Any, inputs: Mapping[str, Any], answers: Sequence[Tenso
         Floating [n, vocabulary] per prompt, in the dtype of the model.
     """
     output = model(**inputs, use_cache=True, logits_to_keep=1)
-    logits, mask = output.logits, inputs["attention_mask"]
+    logits, mask = output.logits[:, -1:], inputs["attention_mask"]  # some models return those of all columns
     # Nothing sees what follows it, so that padding on the right needs no mask.
     tokens = pad_sequence(list(answers), batch_first=True)[:, :-1]
     if tokens.shape[1]:

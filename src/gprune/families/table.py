@@ -163,7 +163,7 @@ FAMILIES: dict[str, Family] = {
     "chameleon": Family(refused=_CODEBOOK),
     "cohere2_vision": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled)),
     "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
-    "cosmos3_edge": _QWEN,
+    "cosmos3_edge": replace(_QWEN, since="5.23"),
     "cosmos3_omni": _DEEPSTACK,
     "deepseek_ocr2": Family(refused=_VIEWS_IN_ONE_ITEM),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
@@ -206,7 +206,9 @@ FAMILIES: dict[str, Family] = {
     "instructblip": Family(refused=_QUERIES),
     "instructblipvideo": Family(refused=_QUERIES),
     "internvl": replace(_TILES, tower=_POOLED),
-    "janus": Family(refused="its generate() makes pictures too, in a loop of its own"),
+    "janus": Family(
+        tower=Tower("vision_model", patches), unmergeable="its vision tower is of a kind of its own", llm=True
+    ),
     "kimi_k25": Family(llm=True),
     "kosmos-2": Family(refused=_RESAMPLER),
     "kosmos-2.5": Family(refused=_RESAMPLER),
@@ -237,10 +239,10 @@ FAMILIES: dict[str, Family] = {
     "mllama": Family(refused=_CROSS_ATTENTION),
     "molmo2": Family(two_resolutions, llm=True),
     "muse_glimmer": Family(video=frames, facts=_MIXED),
-    "muse_spark": Family(refused=_SOUNDS),
+    "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
     "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
-    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size)),
+    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
@@ -262,7 +264,7 @@ FAMILIES: dict[str, Family] = {
     "t5gemma2": Family(refused=_ENCODER_DECODER),
     "unlimited_ocr": Family(refused=_VIEWS_IN_ONE_ITEM),
     "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
-    "video_llava": Family(refused="it takes images as pixel_values_images"),
+    "video_llava": replace(_LLAVA, tower=Tower("image_tower", without_class_token(patches)), tiling=None, since="5.23"),
     "vipllava": _LLAVA,
 }
 
