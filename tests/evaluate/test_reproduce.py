@@ -19,6 +19,7 @@ import gprune.evaluate
 import gprune.scenes.model
 from gprune import FastV, GPrune, ToMe
 from gprune.cli import main
+from gprune.errors import GpruneError
 from gprune.evaluate.cells import Cell, Key
 from gprune.evaluate.embedded import Embedded
 from gprune.evaluate.reproduction import refusal_on
@@ -182,7 +183,7 @@ def test_refusals_are_those_of_the_loaded_model(embedded: tuple[Any, Any], keep:
             pruner = PRUNERS[key.method](keep)
             pruner.attach(embedded[0]).detach()
             assert refusal(key) is None
-        except ValueError as error:
+        except GpruneError as error:
             assert refusal(key) == str(error)
 
 

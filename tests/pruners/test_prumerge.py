@@ -12,7 +12,7 @@ from towered import clustered, features, known, zeros_among
 from gprune import PruMerge, VisualTokens
 
 
-def merged(tokens: VisualTokens, k: int, spatial: bool, neighbours: int) -> dict[int, np.ndarray]:
+def merged(tokens: VisualTokens, k: int, spatial: bool, neighbours: int | None) -> dict[int, np.ndarray]:
     """The paper's steps, a token at a time: row -> what stands there."""
     x, keys = tokens.features.double().numpy(), tokens.signals["keys"].double().numpy()
     attention = tokens.signals["attention"].double().numpy()
@@ -24,6 +24,7 @@ def merged(tokens: VisualTokens, k: int, spatial: bool, neighbours: int) -> dict
         rest, more = [i for i in range(len(x)) if i not in kept], k - len(kept)
         kept += [rest[(2 * i + 1) * len(rest) // (2 * more)] for i in range(more)]
     removed = [i for i in range(len(x)) if i not in kept]
+    neighbours = -(-len(removed) // k) if neighbours is None else neighbours
     result = {}
     for i in kept:
         own = [i, *sorted(removed, key=lambda j: -(keys[i] @ keys[j]))[:neighbours]]
@@ -40,7 +41,7 @@ def told(tokens: torch.Tensor, seed: int) -> VisualTokens:
 
 @pytest.mark.parametrize("make", [features, clustered, zeros_among])
 @pytest.mark.parametrize("spatial", [False, True])
-@pytest.mark.parametrize("neighbours", [0, 3, 32])
+@pytest.mark.parametrize("neighbours", [None, 0, 3, 32])
 def test_equals_the_paper(make, spatial, neighbours):
     tokens = told(make(40, seed=1), 1)
     for k in range(1, 41):

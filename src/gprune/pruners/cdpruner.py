@@ -60,8 +60,13 @@ def relevance(features: Tensor, question: Tensor) -> Tensor:
     All ones if no token is nearer than another.
     """
     near = normalize(features.double(), dim=-1) @ normalize(question.double().mean(0), dim=0)
-    low, high = near.aminmax()
-    return torch.ones_like(near) if high == low else (near - low) / (high - low)
+    return min_max(near)
+
+
+def min_max(values: Tensor) -> Tensor:
+    """Values, floating [N], N >= 1, scaled to [0, 1]; all ones if they are equal."""
+    low, high = values.aminmax()
+    return torch.ones_like(values) if high == low else (values - low) / (high - low)
 
 
 def greedy_map(vectors: Tensor, otherwise: Tensor, k: int, max_memory: int | None = None) -> Tensor:

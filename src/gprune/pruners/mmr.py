@@ -13,6 +13,7 @@ from ..graph import initial_scores
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import SetPruner
+from .cdpruner import min_max
 
 
 @dataclass
@@ -45,12 +46,9 @@ class MMR(SetPruner):
             k rows of `view`, int64 [k], in the order chosen.
         """
         features = tokens.features[view.rows]
-        norms = initial_scores(features)
-        low, high = norms.aminmax()
-        important = torch.ones_like(norms) if low == high else (norms - low) / (high - low)
         with torch.autocast(features.device.type, enabled=False):
             cosine = Gram(normalize(features.float(), dim=-1))
-            return view.rows[self._order(cosine, important, k)]
+            return view.rows[self._order(cosine, min_max(initial_scores(features)), k)]
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -31,19 +32,21 @@ class PruMerge(Pruner):
     In the paper the number of outliers, a_i > Q3 + 1.5 (Q3 - Q1), is how many are kept; here `keep` says how many. So
     the outliers matter to its variant "+" alone (`spatial`): they are kept, and the rest of the budget is spread
     evenly over the other tokens. Had to be decided: weights add up to one, so that a merged token is as long as others;
-    how many tokens are merged into each; and that it happens after the projector, as the LLM would receive them.
+    how many tokens are merged into each, where a fixed number, as in the paper, mixes what is unlike at a large budget;
+    and that it happens after the projector, as the LLM would receive them.
 
     Args:
         keep, scope, positions: see `Pruner`.
         spatial: the variant "+".
-        neighbours: int >= 0, at most so many removed tokens are merged into each that is kept; the paper's k.
+        neighbours: int >= 0, at most so many removed tokens are merged into each that is kept; the paper's k. None
+            is as many as there are removed tokens for each that is kept, rounded up.
 
     Raises:
         BadType, BadValue: an argument is not one of the values above.
     """
 
     spatial: bool = setting(False, OneOf((False, True)))
-    neighbours: int = setting(32, Count(0))
+    neighbours: int | None = setting(None, Count(0))
 
     needs: ClassVar[tuple[Need, ...]] = ("attention", "keys")
     merges = True
@@ -57,7 +60,8 @@ class PruMerge(Pruner):
             features, weights = tokens.features[view.rows], attention[view.rows]
             stays = self._stays(weights, k)
             kept[view.rows[stays]] = True
-            member = nearest_removed(keys[view.rows], stays, self.neighbours)
+            neighbours = ceil((len(view) - k) / k) if self.neighbours is None else self.neighbours
+            member = nearest_removed(keys[view.rows], stays, neighbours)
             member[torch.arange(k), stays] = True
             merged[view.rows[stays]] = weighted_means(features, weights, member, features[stays])
         rows = kept.nonzero().squeeze(1)
