@@ -20,7 +20,7 @@ suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
 
 .PHONY: help venv demo lint test test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	app scenes scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -126,11 +126,15 @@ bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded mo
 	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
 
 # Two processes of one thread each do more than one of two; what is in the folder is not measured again.
-SCENES = $(BIN)/gprune scenes --seeds 3 -o benchmarks/results/scenes --method all,gprune:init=ones,tome:where=tokens
-scenes: venv  ## The table of the README, from the test set; delete the folder's cells to measure anew
-	$(SCENES) --method none --keep 1.0
-	OMP_NUM_THREADS=1 $(SCENES) --keep 0.5 >/dev/null 2>&1 & OMP_NUM_THREADS=1 $(SCENES) --keep 0.3,0.1 && wait
-	$(SCENES) --keep 0.5,0.3,0.1
+SCENES = $(BIN)/gprune scenes --seeds 1 --against auto -o benchmarks/results/scenes_auto \
+	--method auto,graphvote,graphcover,divprune,tome:where=tokens,uniform,random,gprune
+scenes: venv  ## The table of the README, on 2,100 test questions; delete the folder's cells to measure anew
+	OMP_NUM_THREADS=1 $(SCENES) --keep 0.5,0.2 >/dev/null 2>&1 & OMP_NUM_THREADS=1 $(SCENES) --keep 0.3,0.1,0.05 && wait
+	$(SCENES) --keep 0.5,0.3,0.2,0.1,0.05
+
+scenes-all: venv  ## Every method on the first 700 test questions: what the page's curves show
+	$(BIN)/gprune scenes --seeds 3 --limit 700 -o benchmarks/results/scenes \
+		--method all,gprune:init=ones,tome:where=tokens --keep 0.5,0.3,0.1
 
 scenes-positions: venv  ## The table of docs/scenes.md: kept tokens at their own positions, and renumbered
 	$(BIN)/gprune scenes -o benchmarks/results/scenes_positions --keep 0.3 --seeds 1 --method \

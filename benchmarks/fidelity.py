@@ -15,7 +15,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from gprune.evaluate.cells import BASELINE, read_cells
 from gprune.evaluate.tables import layout
+from gprune.tokens import Keep
 
 COMMAND = "python benchmarks/fidelity.py"
 RESULTS = Path(__file__).parent / "results"
@@ -23,13 +25,12 @@ MEASURES = {"agreement": 1, "exact": 1, "nll": -1, "first_kl": -1, "coverage": 1
 """Columns of fidelity's rows, and whether more is better or worse."""
 
 
-def accuracies() -> dict[tuple[str, float], float]:
+def accuracies() -> dict[tuple[str, Keep], float]:
     """Accuracy over all questions by method and ratio, the mean over seeds."""
-    rows = json.loads((RESULTS / "scenes.json").read_text())
-    values: dict[tuple[str, float], list[float]] = {}
-    for row in rows:
-        if row["category"] == "overall" and row["method"] != "none":
-            values.setdefault((row["method"], row["keep"]), []).append(row["accuracy"])
+    values: dict[tuple[str, Keep], list[float]] = {}
+    for cell in read_cells(RESULTS / "scenes" / "cells"):
+        if cell.key.method != BASELINE:
+            values.setdefault((cell.key.method, cell.key.keep), []).append(next(iter(cell.scores.values())))
     return {key: statistics.fmean(each) for key, each in values.items()}
 
 
