@@ -76,7 +76,7 @@ def plain(table: Path) -> tuple[Row, dict[str, str]]:
     started = time.perf_counter()
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     good = [row for i, row in enumerate(rows) if i not in DAMAGED]
-    ask = InProcess(keep=KEEP, max_new_tokens=NEW_TOKENS).start()
+    ask = InProcess("embedded", "gprune", KEEP, max_new_tokens=NEW_TOKENS).start()
     ready = time.perf_counter() - started
     answers = {}
     for i in range(0, len(good), BATCH):
@@ -89,9 +89,7 @@ def plain(table: Path) -> tuple[Row, dict[str, str]]:
 
 def command(table: Path, output: Path, actors: int) -> list[str]:
     """The job as a user calls it."""
-    options = (
-        f"--keep {KEEP} --max-new-tokens {NEW_TOKENS} --batch-size {BATCH} --part-rows {PART} --id-column id --json"
-    )
+    options = f"--method gprune --keep {KEEP} --max-new-tokens {NEW_TOKENS} --batch-size {BATCH} --part-rows {PART} --id-column id --json"
     program = [sys.executable, "-m", "gprune", "batch", str(table), "-o", str(output), "--actors", str(actors)]
     return program + options.split()
 

@@ -69,7 +69,8 @@ def server() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--port", port, "--max-model-len", 2048, "--max-num-seqs", CLIENTS, "--kv-cache-memory-bytes", 2**28]
-    command = [sys.executable, "-m", "gprune", "serve", "embedded", *map(str, options), "--trust-request-mm-kwargs"]
+    command = [sys.executable, "-m", "gprune", "serve", "embedded", "--method", "gprune", *map(str, options)]
+    command.append("--trust-request-mm-kwargs")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:

@@ -24,7 +24,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import requests  # noqa: E402
 
-from gprune import GPrune  # noqa: E402
+from gprune import Auto  # noqa: E402
 from gprune.batch.engine import Ask  # noqa: E402
 from gprune.evaluate.answers import Response  # noqa: E402
 from gprune.prompt import build_inputs  # noqa: E402
@@ -84,7 +84,7 @@ def answer_one_by_one(asked: Sequence[tuple[bytes, str]], keep: float) -> list[t
     """Response, and visual tokens before and after pruning, of pictures that can be read, by a plain loop."""
     model, processor = load_embedded()
     answers = []
-    with GPrune(keep)(model) as run:
+    with Auto(keep)(model) as run:
         for picture, question in asked:
             inputs = build_inputs(model, processor, [([Image.open(io.BytesIO(picture)).convert("RGB")], question)])
             output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)

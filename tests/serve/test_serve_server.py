@@ -12,7 +12,7 @@ import pytest
 from clients import data_url, post, requests, running
 from engines import contiguous
 
-from gprune import GPrune, Keep
+from gprune import Auto, Keep
 from gprune.prompt import build_inputs
 from gprune.scenes.benchmark import LONGEST_ANSWER, Sample, samples
 from gprune.scenes.model import load_embedded
@@ -44,7 +44,7 @@ def asked(url: str, example: Sample, keep: Keep | None) -> tuple[str, int]:
     return body["choices"][0]["message"]["content"].strip(), body["usage"]["prompt_tokens"]
 
 
-def wanted(embedded: tuple[Any, Any], example: Sample, pruner: GPrune) -> tuple[str, int, int, int]:
+def wanted(embedded: tuple[Any, Any], example: Sample, pruner: Auto) -> tuple[str, int, int, int]:
     """Answer, tokens of the prompt, and visual tokens before and after, in this process."""
     model, processor = embedded
     inputs = build_inputs(model, processor, [([example.picture], example.question.question)])
