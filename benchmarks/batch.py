@@ -89,9 +89,10 @@ def plain(table: Path) -> tuple[Row, dict[str, str]]:
 
 def command(table: Path, output: Path, actors: int) -> list[str]:
     """The job as a user calls it."""
-    options = f"--method gprune --keep {KEEP} --max-new-tokens {NEW_TOKENS} --batch-size {BATCH} --part-rows {PART} --id-column id --json"
+    options = f"--method gprune --keep {KEEP} --max-new-tokens {NEW_TOKENS} --batch-size {BATCH}"
+    rows = f"--part-rows {PART} --id-column id --json"
     program = [sys.executable, "-m", "gprune", "batch", str(table), "-o", str(output), "--actors", str(actors)]
-    return program + options.split()
+    return [*program, *options.split(), *rows.split()]
 
 
 def finish(name: str, table: Path, output: Path, actors: int) -> Row:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from clients import data_url, post, requests, running
-from engines import contiguous
 
 from gprune import Auto, Keep
 from gprune.prompt import build_inputs
@@ -68,7 +67,10 @@ def test_answers_of_many_clients_equal_those_in_process(server: str, embedded: t
         wrong = [clients.submit(post, server, [data_url(TESTS[i].picture, cut=0.5)], "?") for i in range(5)]
         wrong += [clients.submit(post, server, [data_url(TESTS[i].picture)], "?", keep=0) for i in range(5)]
         got = list(clients.map(lambda case: asked(server, *case), cases))
-    expected = [wanted(embedded, example, contiguous(DEFAULT if keep is None else keep)) for example, keep in cases]
+    expected = [
+        wanted(embedded, example, Auto(DEFAULT if keep is None else keep, positions="contiguous"))
+        for example, keep in cases
+    ]
     assert got == [(answer, length) for answer, length, _, _ in expected]
     assert all(400 <= request.result().status_code < 500 for request in wrong)
 
