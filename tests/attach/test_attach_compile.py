@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, present
+from decoding import PLACEHOLDERS, beam_search, cache_of, present, with_cache
 from families import BATCH, FAMILIES, Family, Size
 from reference import kept_prompts, text_logits
 from torch._dynamo.utils import counters
@@ -79,3 +79,19 @@ def test_compiled_model() -> None:
         output = model.generate(**inputs, max_new_tokens=2, do_sample=False, suppress_tokens=PLACEHOLDERS)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     assert torch.equal(output[:, -2:], tokens)
+
+
+def test_a_compiled_model_goes_on_with_its_pruned_cache() -> None:
+    """The prefill runs compiled too, and must leave on the cache what its conversation remembers."""
+    family = FAMILIES["llava_next"]
+    inputs, answers = family.inputs(), []
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+    for compiled in (False, True):
+        model = copy.deepcopy(family.model())
+        if compiled:
+            model.compile(backend="eager")
+        with GPrune(keep=0.4)(model):
+            output = model(**inputs)
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            answers.append(model(input_ids=token, attention_mask=mask, **with_cache(cache_of(output))).logits)
+    torch.testing.assert_close(*answers, rtol=0, atol=2e-5)

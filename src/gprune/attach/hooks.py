@@ -156,7 +156,7 @@ class Hooks:
 
     def after(self, model: PreTrainedModel, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
         """Leave on the cache what its conversation must remember."""
-        if output is None or torch.compiler.is_compiling():  # as in `before`
+        if output is None:  # as in `before`
             return
         outputs = kwargs.get(host.ENCODED)
         if not isinstance(outputs, EncoderOutputs):
