@@ -125,15 +125,15 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
 
 def test_paths_outside_the_root(tmp_path: Path) -> None:
     """Written in any way, or by a link; whether there is something cannot be told."""
-    root, outside = tmp_path / "root", tmp_path / "root2"
+    root, outside = tmp_path / "own", tmp_path / "own2"
     for folder in (root, outside):
         folder.mkdir()
         (folder / "a.png").write_bytes(PICTURE)
     (root / "out.png").symlink_to(outside / "a.png")
     (root / "out").symlink_to(outside)
     (root / "in.png").symlink_to("a.png")
-    inside = ["a.png", "in.png", str(root / "a.png"), (root / "a.png").as_uri(), "../root/a.png"]
-    others = [str(outside / "a.png"), (outside / "a.png").as_uri(), "../root2/a.png", "out.png", "out/a.png"]
+    inside = ["a.png", "in.png", str(root / "a.png"), (root / "a.png").as_uri(), "../own/a.png"]
+    others = [str(outside / "a.png"), (outside / "a.png").as_uri(), "../own2/a.png", "out.png", "out/a.png"]
     others += ["/etc/passwd", str(outside / "nothing.png"), "s3://bucket/a.png", "FILE:///etc/passwd", str(tmp_path)]
     rows = confined(write_parquet(root / "t.parquet", {"image": [*inside, *others]}), root)
     assert [row[2] for row in rows[: len(inside)]] == [PICTURE] * len(inside)

@@ -143,7 +143,7 @@ def gather(
     placeholders = prompt.placeholders[modality]
     order = prompt_order(output, family.output, placeholders)
     encoding = encoding_of(output)
-    _check_beside(selector, model, modality, encoding)
+    _check_signals(selector, model, modality, encoding)
     items = _items(family, model, modality, encoding, order)
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
@@ -292,7 +292,7 @@ def _question(model: PreTrainedModel, prompt: Prompt, row: int) -> Tensor:
     return model.get_input_embeddings()(prompt.ids[row, text])
 
 
-def _check_beside(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:
+def _check_signals(pruner: Pruner, model: PreTrainedModel, modality: Modality, encoding: Encoding) -> None:
     if "frames" in pruner.needs and modality == "image":
         raise BadValue(
             f"{type(pruner).__name__} compares the frames of videos, and these are images; detach it for calls with "

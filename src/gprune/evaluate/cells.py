@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from ..pruners import Unpruned
 from ..tokens import Keep
@@ -78,11 +79,16 @@ class Cell:
 def save(cell: Cell, folder: Path) -> Path:
     """Write a cell to its file in `folder`, whole or not at all."""
     path = folder / f"{cell.key.name}.json"
+    write_whole(asdict(cell), path)
+    return path
+
+
+def write_whole(values: dict[str, Any], path: Path) -> None:
+    """Write JSON to a file, whole or not at all; its folder is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(asdict(cell), indent=1) + "\n")
+    part.write_text(json.dumps(values, indent=1) + "\n")
     part.replace(path)
-    return path
 
 
 def load_cell(key: Key, folder: Path) -> Cell | None:

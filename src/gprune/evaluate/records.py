@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..tokens import Keep
+from .cells import write_whole
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ def label(method: str, keep: Keep) -> str:
 
 def save_record(record: Record, path: Path) -> None:
     """Write a record to a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(asdict(record), indent=1) + "\n")
-    part.replace(path)
+    write_whole(asdict(record), path)
 
 
 def load_record(path: Path) -> Record | None:
