@@ -255,7 +255,8 @@ class LayerHooks:
         states = args[0]
         if any(image.counts[index] < int(image.kept.sum()) for image in call.images):
             states = self._drop(call, index, states)
-        call.given = states
+        if call.pruner is not None and call.pruner.compares:
+            call.given = states
         for image in call.images:
             image.per_layer.append(int(image.kept.sum()))
         cached, new = call.layers.get(index), call.left
@@ -284,7 +285,7 @@ class LayerHooks:
         return call.masks[key][0]
 
     @torch.no_grad()
-    def _choose(self, call: Call, image: Image, k: int, states: Tensor, change: Tensor) -> None:
+    def _choose(self, call: Call, image: Image, k: int, states: Tensor, change: Tensor | None) -> None:
         row, columns = image.copies[0]
         columns = columns[image.kept]
         if k >= len(columns):
@@ -308,7 +309,9 @@ class LayerHooks:
         image.kept[places] = False
 
     @staticmethod
-    def _inside(call: Call, states: Tensor, change: Tensor, row: int, columns: Tensor, text: Tensor) -> InsideTokens:
+    def _inside(
+        call: Call, states: Tensor, change: Tensor | None, row: int, columns: Tensor, text: Tensor
+    ) -> InsideTokens:
         def of(values: Tensor | None, which: Tensor) -> Tensor:
             return states.new_zeros(0) if values is None else values[row, which.to(values.device)]
 
@@ -324,9 +327,14 @@ class LayerHooks:
 
     def _drop(self, call: Call, index: int, states: Tensor) -> Tensor:
         """Drop what a layer is not to see: hidden states [B, n, d] -> [B, fewer, d]."""
-        given = states if call.given is None else call.given
-        change = (states.detach().float() - given.detach().to(states.device).float()).norm(dim=-1)
-        whole, change = (states, change) if call.left is None else map(call.left.spread, (states, change))
+        change = None
+        if call.given is not None:
+            change = (states.detach().float() - call.given.detach().to(states.device).float()).norm(dim=-1)
+        if call.left is None:
+            whole = states
+        else:
+            whole = call.left.spread(states)
+            change = None if change is None else call.left.spread(change)
         kept = call.valid.clone()
         for image in call.images:
             self._choose(call, image, image.counts[index], whole, change)

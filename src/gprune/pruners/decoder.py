@@ -83,6 +83,9 @@ class DecoderPruner(Method):
     looks: ClassVar[bool] = True
     """Whether `choose` looks at anything but the hidden states."""
 
+    compares: ClassVar[bool] = False
+    """Whether `InsideTokens.change` is wanted; else it is empty."""
+
     @abstractmethod
     def profile(self, layers: int, share: float) -> list[float]:
         """Share of an image's tokens that each layer of an LLM sees; never rising, and rising with `share`.

@@ -29,6 +29,7 @@ class V2Drop(DecoderPruner):
     """
 
     looks: ClassVar[bool] = False
+    compares: ClassVar[bool] = True
 
     def profile(self, layers: int, share: float) -> list[float]:
         """Powers of the share: 1 up to the first of the three layers, then share, share^2, share^3."""
