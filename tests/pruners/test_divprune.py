@@ -73,22 +73,6 @@ def test_the_least_distance_is_within_a_quarter_of_the_best_possible(n, data):
 
 
 @settings(max_examples=40)
-@given(st.integers(1, 40), st.integers(0, 100), st.data())
-def test_exactly_k_and_all_that_a_smaller_k_keeps(n, seed, data):
-    k = data.draw(st.integers(1, n))
-    many = kept(features(n, seed=seed), k)
-    assert len(set(many)) == k
-    assert set(kept(features(n, seed=seed), max(1, k - 1))) <= set(many)
-
-
-@settings(max_examples=40)
-@given(st.permutations(range(24)), st.integers(1, 24))
-def test_the_order_of_the_tokens_does_not_matter(order, k):
-    tokens = features(24)
-    assert sorted(order[i] for i in kept(tokens[list(order)], k)) == kept(tokens, k)
-
-
-@settings(max_examples=40)
 @given(st.lists(st.integers(-3, 3), min_size=20, max_size=20), st.integers(1, 20))
 def test_only_directions_count(exponents, k):
     tokens = features(20)

@@ -103,22 +103,6 @@ def test_any_symmetric_similarity_with_any_weights(n, data):
     assert chosen == greedy(similarity, weights, n)
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 60), st.integers(0, 100), st.data())
-def test_exactly_k_and_all_that_a_smaller_k_keeps(n, seed, data):
-    k = data.draw(st.integers(1, n))
-    many = kept(features(n, seed=seed), k)
-    assert len(set(many)) == k
-    assert set(kept(features(n, seed=seed), max(1, k - 1))) <= set(many)
-
-
-@settings(max_examples=40)
-@given(st.permutations(range(24)), st.integers(1, 24))
-def test_the_order_of_the_tokens_does_not_matter(order, k):
-    tokens = features(24)
-    assert sorted(order[i] for i in kept(tokens[list(order)], k)) == kept(tokens, k)
-
-
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_every_region_is_represented_before_any_has_two(axes):
