@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         ZeroTPrune,
         get_pruner,
     )
-    from .tokens import Keep, View, VisualTokens, kept_count
+    from .tokens import Cover, Keep, View, VisualTokens, cover, kept_count
 
 __version__ = "0.1.0"
 
@@ -77,6 +77,7 @@ __all__ = [
     "CDPruner",
     "Chain",
     "ClsAttention",
+    "Cover",
     "DecoderPruner",
     "DivPrune",
     "FastV",
@@ -112,6 +113,7 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",
+    "cover",
     "fidelity",
     "get_pruner",
     "kept_count",
@@ -124,7 +126,7 @@ _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
     "evaluate.fidelity": ("fidelity",),
     "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
-    "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
+    "tokens": ("Cover", "Keep", "View", "VisualTokens", "cover", "kept_count"),
 }
 
 

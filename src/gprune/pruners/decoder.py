@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import OneOf, setting
 from ..errors import UnfitSettings
-from ..tokens import Budget, Keep, kept_count
+from ..tokens import Budget, kept_count
 from .base import Acts, Method
 
 Match = Literal["tokens", "flops"]
@@ -76,7 +76,7 @@ class DecoderPruner(Method):
         BadType, BadValue: an argument is not one of the values above.
     """
 
-    keep: Keep = setting(0.3, Share())
+    keep: float = setting(0.3, Share())
     _: KW_ONLY
     match: Match = setting("tokens", OneOf(get_args(Match)))
 
