@@ -15,11 +15,13 @@ from .decoder import DecoderPruner, InsideTokens
 from .divprune import DivPrune
 from .evs import EVS
 from .fastv import FastV
+from .fastvid import FastVID
 from .gprune import GPrune
 from .graphcover import GraphCover
 from .graphvote import GraphVote
 from .hiprune import HiPrune
 from .l2norm import L2Norm
+from .llavascissor import LLaVAScissor
 from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
@@ -30,6 +32,7 @@ from .scope import SCOPE
 from .tome import ToMe
 from .uniform import Uniform
 from .v2drop import V2Drop
+from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vtw import VTW
@@ -61,6 +64,9 @@ PRUNERS: dict[str, type[Method]] = {
         CDPruner,
         MMTok,
         EVS,
+        VidCom2,
+        FastVID,
+        LLaVAScissor,
         ToMe,
         FastV,
         VTW,
@@ -99,6 +105,7 @@ __all__ = [
     "DecoderPruner",
     "DivPrune",
     "FastV",
+    "FastVID",
     "Foreground",
     "GPrune",
     "GraphCover",
@@ -106,6 +113,7 @@ __all__ = [
     "HiPrune",
     "InsideTokens",
     "L2Norm",
+    "LLaVAScissor",
     "MMTok",
     "Method",
     "NonFiniteFeatures",
@@ -120,6 +128,7 @@ __all__ = [
     "Uniform",
     "Unpruned",
     "V2Drop",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
     "ZeroTPrune",
