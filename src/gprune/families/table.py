@@ -27,7 +27,19 @@ from .patches import (
     without_class_token,
 )
 from .tiles import Joins, adjacent, overview_last
-from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
+from .views import (
+    PARTIAL,
+    Views,
+    base_and_lines,
+    frames,
+    frames_and_newline,
+    lines_then_base,
+    newline,
+    queries_of_tiles,
+    tiles_then_whole,
+    two_resolutions,
+    unordered,
+)
 
 MIDDLE: Need = "middle attention"
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
@@ -165,7 +177,9 @@ FAMILIES: dict[str, Family] = {
     "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
     "cosmos3_edge": replace(_QWEN, since="5.23"),
     "cosmos3_omni": _DEEPSTACK,
-    "deepseek_ocr2": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "deepseek_ocr2": Family(
+        queries_of_tiles, unmergeable="learned queries, of a number of their own, stand for its patches", llm=True
+    ),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
     "deepseek_vl_hybrid": Family(
         tower=Tower("vision_model", patches),
@@ -260,9 +274,9 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp": _LINEAR,
     "shieldgemma2": Family(refused="it judges pictures, and generates nothing"),
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
-    "step3p7": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "step3p7": Family(tiles_then_whole, facts=_MIXED),
     "t5gemma2": Family(refused=_ENCODER_DECODER),
-    "unlimited_ocr": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "unlimited_ocr": Family(lines_then_base, mark=newline, facts=_MIXED),
     "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
     "video_llava": replace(_LLAVA, tower=Tower("image_tower", without_class_token(patches)), tiling=None, since="5.23"),
     "vipllava": _LLAVA,
@@ -307,7 +321,7 @@ def families_of(method: Method) -> list[str]:
 
 
 def _missing(method: Method, row: Family) -> str | None:
-    if "place" in method.needs and (row.joins is not None or row.views is unordered):
+    if "place" in method.needs and (row.joins is not None or row.views in PARTIAL):
         return NO_PLACE
     if "frames" in method.needs and row.video is None:
         return NO_VIDEO
