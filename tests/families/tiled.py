@@ -163,7 +163,9 @@ class InOneItem(Tiled):
             "num_local_patches": torch.tensor([tiles]),
         }
         # A processor leaves them out where no image has any.
-        return pixels | ({"pixel_values_local": torch.randn(tiles, 3, tile, tile, generator=generator)} if tiles else {})
+        return pixels | (
+            {"pixel_values_local": torch.randn(tiles, 3, tile, tile, generator=generator)} if tiles else {}
+        )
 
 
 class Step3p7(InOneItem):
@@ -183,7 +185,7 @@ class Step3p7(InOneItem):
     def image_ids(self, size: Size, text: Text) -> list[int]:
         (rows, columns), tiles = self.tiles(size), self.number_of_tiles(size)
         row = [TAG, *[IMAGE] * self.tile_side**2, BREAK] * columns
-        lines = [*(row + [LINE]) * (rows - 1), *row] if tiles else []
+        lines = [*[*row, LINE] * (rows - 1), *row] if tiles else []
         return [*lines, BEGIN, *[IMAGE] * self.whole_side**2, END]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..host import Modality
-from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, check_unpacked
+from .call_checks import NO_IDS, check_mask, check_new_padding, check_padding, check_step_lengths, check_unpacked
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
@@ -88,7 +88,11 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
         host.check_per_token(model, call)
         check_unpacked(model, call, cached)
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
+        given_columns = columns.new
         call, columns = drop_columns(call, columns, drop, text_token(model), padding)
+        if not cached:
+            check_new_padding(model, given_columns, columns.new)
+            host.shorten_prompt(host.cache_of(call), length, columns.new.shape[1])
         if cached and not columns.new.all():
             check_padding(model)
     dropped = state.dropped + length - columns.new.shape[1]
