@@ -279,6 +279,11 @@ def placeholders(config: Any) -> list[int]:
     return [token for token in (placeholder(config, modality) for modality in PIXELS) if token >= 0]
 
 
+def text_token(model: PreTrainedModel) -> int:
+    """A token id for padding, which the mask hides, but which must not count as a placeholder."""
+    return next(token for token in range(3) if token not in placeholders(model.config))
+
+
 def placeholder(config: Any, modality: Modality = "image") -> int:
     """The token id that stands for a visual token of a modality in input_ids; -1 if there are no videos.
 

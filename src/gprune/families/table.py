@@ -26,7 +26,7 @@ from .patches import (
     resized_frames,
     without_class_token,
 )
-from .tiles import Joins, adjacent, overview_last
+from .tiles import Joins, adjacent, overview_first, overview_last
 from .views import (
     PARTIAL,
     Views,
@@ -61,11 +61,9 @@ _UNNUMBERED = (
 _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
-_VIEWS_IN_ONE_ITEM = "its encoder joins tiles and the whole image to one item, whose parts gprune cannot tell apart"
 _LEVELS_OF_ITS_OWN = "its LLM is given features of several layers of the tower, in a way that gprune does not read"
 _DISTANCES = "its LLM weighs tokens by how many others lie between them, which dropping tokens changes"
 _LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
-_SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
 _THINKER = "its thinker numbers images, videos and sounds together, and gprune does not know of sounds"
 
@@ -165,6 +163,7 @@ _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
+_SLICES = Family(joins=overview_first, facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
     "apertus1p5": Family(refused=_CODEBOOK),
@@ -244,9 +243,9 @@ FAMILIES: dict[str, Family] = {
         projector="",
         unmergeable="it scales the grid of patches down, in which none may be missing",
     ),
-    "minicpm_ocr": Family(refused=_SLICES),
-    "minicpmv4_6": Family(refused=_SLICES),
-    "minicpmv4_7": Family(refused=_SLICES),
+    "minicpm_ocr": _SLICES,
+    "minicpmv4_6": _SLICES,
+    "minicpmv4_7": replace(_SLICES, rope_3d=True),
     "minimax_m3_vl": Family(refused=_BLOCKS_BY_POSITION),
     "mistral3": Family(tower=Tower("vision_tower", pooled_by_size), llm=True),
     "mistral_large4": Family(tower=Tower("vision_tower", pooled_by_size)),

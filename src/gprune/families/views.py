@@ -50,7 +50,7 @@ class Item:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of a frame in any unit; (1, 1) when nothing was said, as by square encoders."""
-        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes"):
+        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes", "target_sizes"):
             if name in self.arguments:
                 height, width = self.arguments[name][-2:].tolist()
                 return height, width
