@@ -547,11 +547,11 @@ def positions_3d(model: PreTrainedModel, call: Mapping[str, Any], new: Tensor) -
 
 
 def attention_layers(tower: Module) -> list[Module]:
-    """The self-attention layers of a tower whose backend can be chosen, in order."""
+    """The self-attention layers of a tower whose backend can be chosen, in order; not that of a merger on the way."""
     return [
         module
-        for module in tower.modules()
-        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
+        for name, module in tower.named_modules()
+        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj")) and "merger" not in name
     ]
 
 
@@ -561,7 +561,12 @@ def has_class_token(tower: Module) -> bool:
 
 
 def whole_layers(tower: Any) -> list[int]:
-    """In a tower with windows, the indices of the layers without; empty where no layer has any."""
+    """In a tower with windows, the indices of the layers without; empty where no layer has any.
+
+    In a tower that merges patches on its way, those of the layers after, which see what becomes visual tokens.
+    """
+    if (merging := getattr(tower.config, "insert_layer_id", None)) is not None:
+        return list(range(merging + 1, tower.config.num_hidden_layers))
     return list(getattr(tower.config, "fullatt_block_indexes", None) or ())
 
 

@@ -163,7 +163,7 @@ _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
-_SLICES = Family(joins=overview_first, facts=_MIXED)
+_SLICES = Family(joins=overview_first, tower=Tower("vision_tower", pooled_by_size), facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
     "apertus1p5": Family(refused=_CODEBOOK),
