@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -14,12 +14,14 @@ from .mrope import HYBRID
 from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, text
 from .tiled import Tiled
 
-PATCH, MERGED = 4, 4
-"""Pixels of a patch, and patches of a token, along each side."""
+PATCH = 4
 
 
 class MiniCPM(Tiled):
     """Tags stand around the whole image and around every slice, a line break between the rows of slices."""
+
+    merged: ClassVar[int] = 4
+    """Patches along each side of a token."""
 
     def grids(self, size: Size) -> list[Size]:
         """(rows, columns) of the tokens of the whole image, then of every slice."""
@@ -43,7 +45,7 @@ class MiniCPM(Tiled):
         return ids
 
     def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
-        sizes = MERGED * torch.tensor(self.grids(size))
+        sizes = self.merged * torch.tensor(self.grids(size))
         patches = torch.randn(int(sizes.prod(1).sum()), 3, PATCH, PATCH, generator=generator)
         return {"pixel_values": patches, "target_sizes": sizes.int()}
 
@@ -55,6 +57,12 @@ class MiniCPM(Tiled):
         patches = inputs["pixel_values"][0].unflatten(-1, (-1, PATCH)).permute(2, 0, 1, 3)
         own = super().cut({**inputs, "pixel_values": patches}, row, images)
         return {**own, "pixel_values": _in_a_row(own["pixel_values"])}
+
+
+class MiniCPMOcr(MiniCPM):
+    """Its tower merges no patches on its way."""
+
+    merged = 2
 
 
 class MiniCPMV47(MiniCPM):
@@ -98,6 +106,6 @@ MARKERS = {
 
 MINICPM: tuple[MiniCPM, ...] = (
     MiniCPM("minicpmv4_6", SETTINGS, spread=0.12),
-    MiniCPM("minicpm_ocr", SETTINGS, spread=0.12),
+    MiniCPMOcr("minicpm_ocr", SETTINGS | {"downsample_mode": "4x"}, spread=0.12),
     MiniCPMV47("minicpmv4_7", SETTINGS | MARKERS, spread=0.12),
 )
