@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from families import FAMILIES, IMAGE, Size
 from families.parts import BEGIN, BREAK, END, GLOBAL, LINE, TAG
@@ -25,6 +26,7 @@ WORDS = {
     **{"<|image_start|>": BEGIN, "<|patch|>": IMAGE, "<|tile_x_separator|>": BREAK, "<|tile_y_separator|>": LINE},
     **{"<|image|>": GLOBAL, "<|image_end|>": END, "\n": LINE},
     **{"<low_res_im_start>": TAG, "<im_start>": BEGIN, "<im_patch>": IMAGE, "<im_col>": BREAK, "<im_end>": END},
+    **{"<patch_start>": TAG, "<patch_end>": BREAK, "<patch_newline>": LINE},
     **{f"[tag]_{tile}": TAG for tile in range(1, 10)},
     **{f"<row_{row + 1}_col_{column + 1}>": 10 + 6 * row + column for row in range(3) for column in range(3)},
     **{f"<|img_row_{row + 1}_col_{column + 1}|>": 10 + 6 * row + column for row in range(3) for column in range(3)},
@@ -40,6 +42,11 @@ SPELLED = SimpleNamespace(
     **dict.fromkeys(("image_seq_len", "image_seq_length"), 9),
     image_start_token="[begin]",
     img_line_break_token="\n",
+    image_feature_placeholder="[image]" * 9,
+    patch_feature_placeholder="[image]" * 4,
+    slice_start_token="[tag]",
+    slice_end_token="[break]",
+    slice_mode=True,
     img_size=3,
     patch_size=1,
     image_use_col_tokens=True,
@@ -58,6 +65,9 @@ PROCESSORS = {
     "lfm2_vl": "Lfm2Vl",
     "gemma4": "Gemma4",
     "molmo2": "Molmo2",
+    "step3p7": "Step3p7",
+    "minicpmv4_6": "MiniCPMV4_6",
+    "minicpmv4_7": "MiniCPMV4_7",
 }
 
 
@@ -80,6 +90,15 @@ def written(family: Any, size: Size) -> str:
         found |= {"rows": [[rows]], "cols": [[columns]]}
     if name == "cohere2_vision":
         spelled.patch_size = 3
+    if name == "step3p7":
+        rows, columns = family.tiles(size)
+        ends = [column == columns - 1 and row < rows - 1 for row in range(rows) for column in range(columns)]
+        found = {"num_local_patches": [len(views) - 1], "patch_newline_masks": [ends]}
+    if name.startswith("minicpm"):
+        sizes = family.image_pixels(size, torch.Generator())["target_sizes"]
+        grid = family.tiles(size) if len(sizes) > 1 else (0, 0)
+        found = {"grids": [grid], "num_patches_per_image": [len(sizes)], "target_sizes": sizes}
+        return processor.replace_image_token(spelled, found, 0, image_token_divisor=family.merged**2)
     return processor.replace_image_token(spelled, found, 0)
 
 

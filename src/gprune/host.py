@@ -184,15 +184,47 @@ def counter_of(cache: Any) -> Any:
 
 
 def capacity_of(cache: Any) -> int | None:
-    """How many columns a KV cache has room for, if that is fixed beforehand, as for compiled decoding."""
-    return int(cache.get_max_length()) if isinstance(cache, StaticCache) else None
+    """How many columns a KV cache has room for, if that is fixed beforehand, as for compiled decoding.
+
+    Layers that keep a prompt apart have room for it and for a window of what follows; the rest passes through.
+    """
+    if not isinstance(cache, StaticCache):
+        return None
+    return max(
+        layer.prefill_max_cache_len + layer.max_cache_len if hasattr(layer, _APART) else int(layer.get_max_length())
+        for layer in cache.layers
+    )
 
 
-def last_layer(cache: Any) -> Any:
-    """The last layer of a cache whose `keys`, [B, heads, columns, d], hold every column; None if there is none."""
-    layers = reversed(getattr(cache, "layers", ()))
-    last = next((layer for layer in layers if type(layer) in (DynamicLayer, StaticLayer)), None)
-    return None if last is None or last.keys is None else last
+_APART = "prefill_length"
+"""In layers of a cache that keep all of a prompt and a window of what follows: how many columns the prompt has."""
+
+
+def last_layer(cache: Any) -> tuple[Any, Tensor] | None:
+    """The last layer of a cache that holds every column of a prompt, and its keys of at least those; None if none does.
+
+    The keys are [B, heads, columns, d].
+    """
+    for layer in reversed(getattr(cache, "layers", ())):
+        apart = hasattr(layer, _APART)
+        if apart or type(layer) in (DynamicLayer, StaticLayer):
+            names = ("all_keys", "prefill_keys") if apart else ("keys",)
+            keys = next(getattr(layer, name) for name in names if hasattr(layer, name))
+            return None if keys is None else (layer, keys)
+    return None
+
+
+def shorten_prompt(cache: Any, before: int, after: int) -> None:
+    """Tell layers that were told how long a prompt is, which they keep apart from what follows, that it is shorter.
+
+    Args:
+        before, after: the columns of the call that brings it, without pruning and with it.
+    """
+    for layer in getattr(cache, "layers", ()):
+        told = getattr(layer, _APART, None)
+        if told is not None:
+            most = getattr(layer, "prefill_max_cache_len", None)  # they were told no more than there is room for
+            setattr(layer, _APART, min(after, most) if told == most else told - (before - after))
 
 
 def uneven_layers(cache: Any) -> set[str]:
@@ -245,6 +277,11 @@ DEEPSTACK = "deepstack_features"
 def placeholders(config: Any) -> list[int]:
     """The token ids that stand for visual tokens of any modality."""
     return [token for token in (placeholder(config, modality) for modality in PIXELS) if token >= 0]
+
+
+def text_token(model: PreTrainedModel) -> int:
+    """A token id for padding, which the mask hides, but which must not count as a placeholder."""
+    return next(token for token in range(3) if token not in placeholders(model.config))
 
 
 def placeholder(config: Any, modality: Modality = "image") -> int:
@@ -334,6 +371,7 @@ BACKENDS = ("eager", "sdpa")
 ROPE = "position_embeddings"
 """The argument of a layer with the rotations of its tokens."""
 
+_APART_KINDS = {"reference_sliding_attention"}
 _RECURRENT = {"conv", "hybrid", "hybrid_sliding", "linear_attention"}
 
 
@@ -406,6 +444,11 @@ def layer_kinds(config: Any) -> set[str]:
 def recurrent_kinds(config: Any) -> set[str]:
     """Those of `layer_kinds` that read their tokens one after the other, padding too."""
     return layer_kinds(config) & _RECURRENT
+
+
+def windowed_kinds(config: Any) -> set[str]:
+    """Those of `layer_kinds` that keep a prompt apart from a window of what follows, and lose its padding there."""
+    return layer_kinds(config) & _APART_KINDS
 
 
 def window_of(config: Any) -> int | None:
@@ -504,11 +547,11 @@ def positions_3d(model: PreTrainedModel, call: Mapping[str, Any], new: Tensor) -
 
 
 def attention_layers(tower: Module) -> list[Module]:
-    """The self-attention layers of a tower whose backend can be chosen, in order."""
+    """The self-attention layers of a tower whose backend can be chosen, in order; not that of a merger on the way."""
     return [
         module
-        for module in tower.modules()
-        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
+        for name, module in tower.named_modules()
+        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj")) and "merger" not in name
     ]
 
 
@@ -518,7 +561,12 @@ def has_class_token(tower: Module) -> bool:
 
 
 def whole_layers(tower: Any) -> list[int]:
-    """In a tower with windows, the indices of the layers without; empty where no layer has any."""
+    """In a tower with windows, the indices of the layers without; empty where no layer has any.
+
+    In a tower that merges patches on its way, those of the layers after, which see what becomes visual tokens.
+    """
+    if (merging := getattr(tower.config, "insert_layer_id", None)) is not None:
+        return list(range(merging + 1, tower.config.num_hidden_layers))
     return list(getattr(tower.config, "fullatt_block_indexes", None) or ())
 
 

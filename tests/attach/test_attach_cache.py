@@ -23,7 +23,7 @@ from gprune.pruners.base import Positions
 
 LOGITS: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": PLACEHOLDERS, **LOGITS}
-LIKE_TEXT = ("cosmos3_edge",)
+LIKE_TEXT = ("cosmos3_edge", "minicpmv4_7")
 """Families whose own generate() numbers images like text that are added to a cache, as all did before 5.23."""
 
 MROPE = [name for name, family in FAMILIES.items() if hasattr(family.model().base_model, "rope_deltas")]
@@ -65,6 +65,11 @@ def pixels_of(inputs: Inputs) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name not in PER_TOKEN}
 
 
+def grids_of(inputs: Inputs) -> dict[str, Tensor]:
+    """What tells the shapes of images, without their pixels."""
+    return {name: grid for name, grid in inputs.items() if name.endswith("_grid_thw") or name == "target_sizes"}
+
+
 def types_of(inputs: Inputs, length: int) -> dict[str, Tensor]:
     """The token types, with those of text for the tokens that came after the prompts."""
     types = {name: value for name, value in inputs.items() if name.endswith("token_type_ids")}
@@ -82,7 +87,7 @@ def test_second_turn_on_a_pruned_cache(name: str, positions: Positions, cache: s
     with pruner(model):
         turn = model.generate(**prompt, **GREEDY, **first)
         ids = torch.cat([turn.sequences, question(1, length)], dim=1)
-        grids = {name: grid for name, grid in prompt.items() if name.endswith("_grid_thw")}
+        grids = grids_of(prompt)
         types = types_of(prompt, ids.shape[1])
         ways = [{}, {"attention_mask": torch.ones_like(ids)}, types, types | grids]
         for way in ways if cache == "copied" else ways[:1]:
@@ -103,7 +108,7 @@ def test_two_conversations_in_turns(name: str) -> None:
         for turn, prompt, own in zip(turns, prompts, kept, strict=False):
             ids = torch.cat([turn.sequences, question(1, 6)], dim=1)
             types = types_of(prompt, ids.shape[1])
-            for way in ({}, types, types | {"image_grid_thw": prompt["image_grid_thw"]}):
+            for way in ({}, types, types | grids_of(prompt)):
                 past = copy.deepcopy(cache_of(turn))
                 output = model.generate(ids, **way, **with_cache(past), **GREEDY)
                 torch.testing.assert_close(torch.cat(output.logits), logits_of(model, own, output), **close)

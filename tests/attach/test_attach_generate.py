@@ -49,6 +49,8 @@ def test_modes_equal_the_long_way(name: str, positions: Positions, mode: str) ->
         pytest.skip("stock repeats prompts, but not the features of this family")
     if not since(REPEATS.get(name, "5.19")) and mode in ("beams", "sampling", "static cache, beams"):
         pytest.skip("this transformers gets it wrong by itself")
+    if name == "unlimited_ocr" and mode == "static cache, beams":
+        pytest.skip("stock does not put the rows of this family's static cache in the order of beams")
     family, pruner, settings = FAMILIES[name], GPrune(keep=0.4, positions=positions), MODES[mode]
     model, inputs = family.model(), family.inputs()
     repeats = settings.get("num_return_sequences", 1)

@@ -15,10 +15,10 @@ from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.families.tiles import adjacent, grouped, overview_last, spans_of
-from gprune.families.views import Item, base_and_lines, scaled
+from gprune.families.views import Item, base_and_lines, lines_then_base, scaled
 from gprune.pruners import L2Norm
 
-NEWLINES = [name for name, row in TABLE.items() if row.views is base_and_lines]
+NEWLINES = [name for name, row in TABLE.items() if row.views in (base_and_lines, lines_then_base)]
 
 
 def test_every_family_of_the_matrix_has_a_row_and_the_other_way_round() -> None:
@@ -39,7 +39,9 @@ def test_views_are_read_back_from_newlines(name: str, dtype: torch.dtype) -> Non
     for size in sizes:
         count, views = family.layout(size)
         features = torch.randn(count, 32).to(dtype)
-        features[family.tokens(features, size).fixed] = model.model.image_newline.to(dtype)
+        fixed = family.tokens(features, size).fixed
+        fixed[-1] &= TABLE[name].views is not lines_then_base  # whose last row is a separator
+        features[fixed] = model.model.image_newline.to(dtype)
         (marked,) = marked_rows([features], model.model.image_newline)
         found = TABLE[name].views(Item(model, features, {}, (0, 0), marked=marked))
         assert [(view.rows.tolist(), view.grid) for view in found] == views, size
@@ -75,7 +77,7 @@ def test_frames_of_random_videos(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mistral3", "qwen2_vl", "lfm2_vl", "kimi_k25", "molmo2"])
+@pytest.mark.parametrize("name", ["mistral3", "qwen2_vl", "lfm2_vl", "kimi_k25", "molmo2", "step3p7"])
 def test_features_made_elsewhere_have_views_without_a_grid(name: str) -> None:
     """The encoder ran before the pruner was attached: what it was told of the images is lost, not the budget."""
     if name not in FAMILIES:
@@ -94,6 +96,36 @@ def test_features_made_elsewhere_have_views_without_a_grid(name: str) -> None:
     assert set(report.grids) - set(without.grids)
     assert without.n_before == report.n_before
     assert abs(without.n_after - report.n_after) < len(report.views)
+
+
+@torch.no_grad()
+def test_queries_made_elsewhere_are_one_view_and_their_separator_stays() -> None:
+    family = FAMILIES["deepseek_ocr2"]
+    count, _ = family.layout((20, 40))
+    views = TABLE["deepseek_ocr2"].views(Item(family.model(), torch.randn(count, 32), {}, (0, 0)))
+    assert [(view.rows.tolist(), view.grid) for view in views] == [(list(range(count - 1)), None)]
+
+
+@torch.no_grad()
+def test_large_pictures_have_more_queries() -> None:
+    """As released: 256 for the whole in 1024 pixels, 144 for a tile in 768."""
+    family = FAMILIES["deepseek_ocr2"]
+    side = 16 * 4 * family.settings["vision_config"]["sam_config"]["patch_size"]
+    told = {"pixel_values": torch.zeros(3, side, side), "num_local_patches": torch.tensor(2)}
+    views = TABLE["deepseek_ocr2"].views(Item(family.model(), torch.randn(2 * 144 + 256 + 1, 32), told, (0, 0)))
+    assert [view.rows.tolist() for view in views] == [[*range(144)], [*range(144, 288)], [*range(288, 544)]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["step3p7", "deepseek_ocr2"])
+def test_numbers_of_tiles_in_a_list(name: str) -> None:
+    model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs()
+    with L2Norm(keep=0.5)(model) as run:
+        expected = model(**inputs).logits
+        reports = run.images
+        listed = model(**inputs | {"num_local_patches": inputs["num_local_patches"].tolist()}).logits
+        assert [each.grids for each in run.images] == [each.grids for each in reports]
+    assert torch.equal(listed, expected)
 
 
 def test_tiles_of_one_image_stand_close_together() -> None:
@@ -154,6 +186,13 @@ def test_features_laid_out_otherwise_are_refused(rows: list[int]) -> None:
     model = FAMILIES["llava_next"].model()
     with pytest.raises(ValueError, match=r"30 visual tokens.*16 base tokens.*prefill_chunk_size"):
         TABLE["llava_next"].views(Item(model, torch.randn(30, 32), {}, (0, 0), marked=rows))
+
+
+@pytest.mark.parametrize("rows", [[3, 7], [2, 5, 9], [28], [2, 7, 14, 21, 28], []])
+def test_lines_and_a_square_laid_out_otherwise_are_refused(rows: list[int]) -> None:
+    model = FAMILIES["unlimited_ocr"].model()
+    with pytest.raises(ValueError, match=r"30 visual tokens.*then a square.*prefill_chunk_size"):
+        TABLE["unlimited_ocr"].views(Item(model, torch.randn(30, 32), {}, (0, 0), marked=rows))
 
 
 def test_grid_in_the_proportions_of_the_picture() -> None:

@@ -302,6 +302,7 @@ REASONS = {
     "llava_onevision": "scales the grid",
     "vipllava": r"layers \[-1, -2\]",
     "aria": "learned queries",
+    "deepseek_ocr2": "learned queries",
     "deepseek_vl_hybrid": "second tower",
     "fast_vlm": "convolutions",
     "janus": "a kind of its own",

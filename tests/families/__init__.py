@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .base import BATCH, VIDEOS, Family, Inputs, Media, Size, Video, is_video, is_visual, prompt_of
 from .grids import GRIDS
+from .minicpm import MINICPM
 from .molmo import MOLMO
 from .mrope import MROPE
 from .newline import NEWLINE
@@ -26,7 +27,7 @@ BROKEN = {"llama4": "5.24.0"}
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (*SQUARE, *NEWLINE, *GRIDS, *MROPE, *TILED, *MOLMO)
+    for family in (*SQUARE, *NEWLINE, *GRIDS, *MROPE, *TILED, *MOLMO, *MINICPM)
     if family.name in CONFIG_MAPPING_NAMES
     and Version(transformers.__version__) >= Version(SINCE.get(family.name, "5.19"))
     and transformers.__version__ != BROKEN.get(family.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -146,6 +147,96 @@ class PerceptionLM(Tiled):
         return {"pixel_values": super().image_pixels(size, generator)["pixel_values"][None]}
 
 
+class InOneItem(Tiled):
+    """The tiles and then the whole image are one item of the encoder's output."""
+
+    whole_pixels, tile_pixels = 16, 8
+
+    def number_of_tiles(self, size: Size) -> int:
+        """The whole image is not one of them."""
+        return self.number(size) - 1
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        tiles, whole, tile = self.number_of_tiles(size), self.whole_pixels, self.tile_pixels
+        pixels = {
+            "pixel_values": torch.randn(1, 3, whole, whole, generator=generator),
+            "num_local_patches": torch.tensor([tiles]),
+        }
+        # A processor leaves them out where no image has any.
+        return pixels | (
+            {"pixel_values_local": torch.randn(tiles, 3, tile, tile, generator=generator)} if tiles else {}
+        )
+
+
+class Step3p7(InOneItem):
+    """Tags stand around every tile and around the whole image, and between the rows of tiles."""
+
+    whole_pixels, tile_pixels = 24, 16
+    whole_side, tile_side = 3, 2
+
+    def image_layout(self, size: Size) -> Layout:
+        area, tiles, whole = self.tile_side**2, self.number_of_tiles(size), self.whole_side**2
+        views: list[tuple[list[int], Size | None]] = [
+            (list(range(i * area, (i + 1) * area)), (self.tile_side, self.tile_side)) for i in range(tiles)
+        ]
+        count = tiles * area + whole
+        return count, [*views, (list(range(tiles * area, count)), (self.whole_side, self.whole_side))]
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        (rows, columns), tiles = self.tiles(size), self.number_of_tiles(size)
+        row = [TAG, *[IMAGE] * self.tile_side**2, BREAK] * columns
+        lines = [*[*row, LINE] * (rows - 1), *row] if tiles else []
+        return [*lines, BEGIN, *[IMAGE] * self.whole_side**2, END]
+
+
+class DeepseekOcr2(InOneItem):
+    """Its queries are as many for every small image, here fewer; a separator follows those of the whole image."""
+
+    queries = 6
+
+    def build(self) -> tuple[Any, Any]:
+        config, kind = super().build()
+        return config, partial(_with_queries, kind, self.queries)
+
+    def image_layout(self, size: Size) -> Layout:
+        number, each = self.number(size), self.queries
+        return number * each + 1, [(list(range(i * each, (i + 1) * each)), None) for i in range(number)]
+
+
+class UnlimitedOcr(InOneItem):
+    """The tiles are put together to one grid; a newline row ends its lines and those of the whole image."""
+
+    whole_pixels, tile_pixels = 24, 16
+    whole_side, tile_side = 3, 2
+
+    def image_layout(self, size: Size) -> Layout:
+        rows, columns = (tiles * self.tile_side for tiles in self.tiles(size))
+        grids = [(rows, columns), (self.whole_side, self.whole_side)] if self.number_of_tiles(size) else []
+        count, views = 0, []
+        for lines, width in grids or [(self.whole_side, self.whole_side)]:
+            places = range(count, count + lines * (width + 1))
+            views.append(([row for row in places if (row - count) % (width + 1) < width], (lines, width)))
+            count = places.stop
+        return count + 1, views
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        grid = torch.tensor([self.tiles(size)[::-1]])
+        return super().image_pixels(size, generator) | {"patches_grid": grid}
+
+    def collate(self, pixels: Sequence[Sequence[dict[str, Tensor]]]) -> dict[str, Any]:
+        arguments = super().collate(pixels)
+        # As its processor leaves them.
+        lists = {name: arguments[name].tolist() for name in ("num_local_patches", "patches_grid")}
+        return {**arguments, **lists}
+
+
+def _with_queries(kind: Any, queries: int, config: Any) -> Any:
+    model = kind(config)
+    width = config.vision_config.encoder_config.hidden_size
+    model.model.vision_tower.query_768_resolution = torch.nn.Embedding(queries, width)
+    return model
+
+
 SQUARES = siglip(image=PIXELS, patch=PIXELS // SIDE // 2)
 
 IDEFICS3: dict[str, Any] = {
@@ -159,6 +250,25 @@ COHERE2: dict[str, Any] = {
     "text_config": text("cohere2", layer_types=["sliding_attention", "full_attention"], sliding_window=512),
     "image_token_id": IMAGE,
     "downsample_factor": 2,
+}
+SAM = {
+    "hidden_size": 16,
+    "output_channels": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 2,
+    "window_size": 2,
+    "global_attn_indexes": [1],
+    "mlp_dim": 24,
+    "downsample_channels": [12, 16],
+}
+EXPERTS = {
+    "mlp_layer_types": ["dense", "sparse"],
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
 }
 PERCEPTION_TOWER = vision("clip_vision_model", image=PIXELS, patch=PIXELS // SIDE // 2, model_args={"embed_dim": 24})
 
@@ -246,6 +356,66 @@ TILED: tuple[Family, ...] = (
             "projector_hidden_size": 24,
             "downsample_factor": 2,
             "tie_word_embeddings": False,
+        },
+    ),
+    Step3p7(
+        "step3p7",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 24,
+                "patch_size": 2,
+                "mlp_ratio": 2.0,
+            },
+            "text_config": text(
+                "step3p5",
+                layer_types=["sliding_attention", "full_attention"],
+                sliding_window=512,
+                mlp_layer_types=["dense", "sparse"],
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                share_expert_dim=16,
+            ),
+            "image_token_id": IMAGE,
+        },
+    ),
+    DeepseekOcr2(
+        "deepseek_ocr2",
+        {
+            "vision_config": {
+                "sam_config": SAM,
+                "encoder_config": {
+                    "hidden_size": 16,
+                    "intermediate_size": 24,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "vocab_size": 8,
+                },
+            },
+            "text_config": text("deepseek_ocr2_text", **EXPERTS),
+            "image_token_id": IMAGE,
+        },
+    ),
+    UnlimitedOcr(
+        "unlimited_ocr",
+        {
+            "vision_config": {
+                "sam_config": SAM,
+                "encoder_config": {
+                    "hidden_size": 16,
+                    "intermediate_size": 24,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "image_size": 24,
+                    "patch_size": 8,
+                },
+            },
+            "text_config": text("unlimited_ocr_text", **EXPERTS, num_key_value_heads=4, sliding_window=512),
+            "image_token_id": IMAGE,
         },
     ),
     PerceptionLM(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..host import Modality
-from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, check_unpacked
+from .call_checks import NO_IDS, check_mask, check_new_padding, check_padding, check_step_lengths, check_unpacked
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
@@ -88,7 +88,11 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
         host.check_per_token(model, call)
         check_unpacked(model, call, cached)
         padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
-        call, columns = drop_columns(call, columns, drop, text_token(model), padding)
+        given_columns = columns.new
+        call, columns = drop_columns(call, columns, drop, host.text_token(model), padding)
+        if not cached:
+            check_new_padding(model, given_columns, columns.new)
+            host.shorten_prompt(host.cache_of(call), length, columns.new.shape[1])
         if cached and not columns.new.all():
             check_padding(model)
     dropped = state.dropped + length - columns.new.shape[1]
@@ -196,7 +200,7 @@ def _ids_of(model: PreTrainedModel, call: dict[str, Any]) -> Tensor:
     embeddings = call.get("inputs_embeds")
     if not isinstance(embeddings, Tensor):
         raise ValueError(NO_IMAGES)
-    ids = torch.full(embeddings.shape[:2], text_token(model), device=embeddings.device)
+    ids = torch.full(embeddings.shape[:2], host.text_token(model), device=embeddings.device)
     for token in host.placeholders(model.config):
         own = model.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
         ids = ids.masked_fill((embeddings == own.to(embeddings)).all(-1), token)
@@ -209,8 +213,3 @@ def _mistakes_gaps(model: PreTrainedModel, positions: Tensor) -> bool:
     So does FlashAttention with the only row of a batch, unless there is padding.
     """
     return "flash" in host.backend_of(host.decoder_of(model)) and positions.ndim == 2 and len(positions) == 1
-
-
-def text_token(model: PreTrainedModel) -> int:
-    """A token id for padding, which the mask hides, but which must not count as a placeholder."""
-    return next(token for token in range(3) if token not in host.placeholders(model.config))

@@ -97,6 +97,20 @@ def check_padding(model: PreTrainedModel) -> None:
         )
 
 
+def check_new_padding(model: PreTrainedModel, before: Tensor, after: Tensor) -> None:
+    """Raise ValueError if pruning pads a batch that was not padded, and the LLM loses sight of padding.
+
+    Args:
+        before, after: bool [B, q], which columns of the call hold a token without pruning and with it.
+    """
+    if (kinds := host.windowed_kinds(model.config)) and before.all() and not after.all():
+        raise ValueError(
+            f"the prompts of this call lose different numbers of tokens, so that some are padded, which the "
+            f"{' and '.join(sorted(kinds))} layers of {model.config.model_type} take for tokens once they have "
+            f"generated more than their window; pass one prompt at a time, or prompts that lose as many"
+        )
+
+
 def check_known_cache(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
     """Raise UnsupportedModel if a call has placeholders but no images, on a cache that gprune has not seen filled."""
     ids, cached = call["input_ids"], host.columns_of(host.cache_of(call))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -237,7 +238,7 @@ def _items(
     # Read off the device at once, not image by image.
     arguments = {
         name: value if value.is_floating_point() else value.cpu()
-        for name, value in encoding.arguments.items()
+        for name, value in map(_as_tensor, encoding.arguments.items())
         if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
     }
     marked = marked_rows(features, family.mark(model)) if family.mark is not None and modality == "image" else None
@@ -260,6 +261,13 @@ def _items(
             if len(tile)
         ]
     return items
+
+
+def _as_tensor(argument: tuple[str, Any]) -> tuple[str, Any]:
+    """An argument of an encoder by name; numbers in a list as a tensor."""
+    name, value = argument
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value)
+    return name, torch.tensor(value) if numbers else value
 
 
 def marked_rows(features: Sequence[Tensor] | Tensor, mark: Tensor) -> list[list[int]]:

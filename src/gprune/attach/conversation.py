@@ -181,15 +181,17 @@ class Conversation:
         """
         if self.state is not None:
             self.state = self.state.for_static(cache)
-        if (layer := last_layer(cache)) is not None:
-            column = max(columns_of(layer) - last, 0)
-            self.rows = Rows(layer.keys, column, layer.keys[:, 0, column])
+        if (found := last_layer(cache)) is not None:
+            layer, keys = found
+            # Some layers hold no more than the first prompt, which tells rows as well.
+            column = min(max(columns_of(layer) - last, 0), keys.shape[-2] - 1)
+            self.rows = Rows(keys, column, keys[:, 0, column])
         setattr(cache, _ATTRIBUTE, self)
 
     def mark(self, cache: Any) -> None:
         """Remember which keys its rows have as the cache comes out of a later call."""
-        if self.rows is not None and (layer := last_layer(cache)) is not None:
-            self.rows = Rows(layer.keys, self.rows.column, self.rows.marks)
+        if self.rows is not None and (found := last_layer(cache)) is not None:
+            self.rows = Rows(found[1], self.rows.column, self.rows.marks)
 
     def follow(self, cache: Any, keys: Tensor) -> None:
         """Bring what is remembered into the order of the rows of the cache, which has these keys now."""
@@ -219,9 +221,9 @@ def conversation_of(cache: Any, cached: int) -> Conversation | None:
         delattr(cache, _ATTRIBUTE)
         return None
     if conversation.rows is not None:
-        layer = last_layer(cache)
-        if layer is not None and layer.keys is not conversation.rows.keys:
-            conversation.follow(cache, layer.keys)
+        found = last_layer(cache)
+        if found is not None and found[1] is not conversation.rows.keys:
+            conversation.follow(cache, found[1])
     if conversation.state is not None and cached < conversation.state.mask.shape[1]:
         conversation.state = conversation.state.cropped(cached)
     return conversation

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .. import host
@@ -71,7 +72,8 @@ def read_positions(
         positions = start + torch.arange(length, device=new.device) if given is None else given
         return positions.expand(*positions.shape[:-2], batch, length)
 
-    if visual and given is not None and given.ndim == 3 and given.shape[0] == 1:
+    cached = bool(state.mask.shape[1])
+    if visual and given is not None and given.ndim == 3 and _like_text(given, cached):
         raise ValueError(
             "position_ids of shape [1, batch, length] number images like text, as generate() does in "
             "transformers<5.23, and of some families later, for images that are added to a cache; call forward for "
@@ -84,7 +86,7 @@ def read_positions(
     if given is not None and given.shape[0] in (3, 4) and given.ndim == 3 and (visual or given.shape[0] == 3):
         rope = given[-3:].expand(3, batch, length)
     elif visual and given is None:
-        rope = _grid_positions(model, call, new, start)
+        rope = _grid_positions(model, call, new, start, cached)
     else:
         # The model's own offset may be of another conversation by now.
         rope = tokens + (state.next_position - state.next_position[:1])[1:]
@@ -108,12 +110,24 @@ def renumber(positions: Tensor, drop: Tensor, shift: Tensor, numbering: Position
     return torch.cat([tokens, tokens.expand(3, -1, -1) if numbering == "contiguous" else positions[1:]])
 
 
-def _grid_positions(model: PreTrainedModel, call: dict[str, Any], new: Tensor, start: Tensor) -> Tensor:
+def _like_text(given: Tensor, cached: bool) -> bool:
+    """Whether position ids, int64 [1, 3 or 4, B, q], of a call with images number them like text."""
+    return given.shape[0] == 1 or (cached and bool((given[-3:] == given[-1]).all()))
+
+
+def _grid_positions(model: PreTrainedModel, call: dict[str, Any], new: Tensor, start: Tensor, cached: bool) -> Tensor:
     """int64 [3, B, q]: time, height and width as the model itself would number them, from `start` on."""
+    if cached:  # some families look at what comes before an image: a token of text
+        first = {"input_ids": host.text_token(model), **dict.fromkeys(host.TOKEN_TYPES, 0)}
+        given = {
+            name: pad(call[name], (1, 0), value=fill) for name, fill in first.items() if call.get(name) is not None
+        }
+        call, new = {**call, **given}, pad(new, (1, 0), value=True)
     positions = host.positions_3d(model, call, new)
     if positions is None:
         positions = (new.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
-    return positions[-3:] + start[1:]
+    positions = positions[-3:]
+    return (positions[..., 1:] - 1 if cached else positions) + start[1:]
 
 
 class RopeIndex:

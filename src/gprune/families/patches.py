@@ -39,6 +39,9 @@ def pooled_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) 
     else:
         if "image_grid_thw" in arguments:
             shapes = arguments["image_grid_thw"][:, 1:].tolist()
+        elif "target_sizes" in arguments:  # of patches before some towers merge squares of them on their way
+            shapes = arguments["target_sizes"]
+            shapes = (shapes // math.isqrt(int(shapes.prod(1).sum()) // values.shape[1])).tolist()
         else:
             shapes = (torch.as_tensor(arguments["image_sizes"]) // base.config.vision_config.patch_size).tolist()
         images = list(values[0].split([math.prod(shape) for shape in shapes]))

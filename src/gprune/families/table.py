@@ -26,8 +26,20 @@ from .patches import (
     resized_frames,
     without_class_token,
 )
-from .tiles import Joins, adjacent, overview_last
-from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
+from .tiles import Joins, adjacent, overview_first, overview_last
+from .views import (
+    PARTIAL,
+    Views,
+    base_and_lines,
+    frames,
+    frames_and_newline,
+    lines_then_base,
+    newline,
+    queries_of_tiles,
+    tiles_then_whole,
+    two_resolutions,
+    unordered,
+)
 
 MIDDLE: Need = "middle attention"
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
@@ -49,11 +61,9 @@ _UNNUMBERED = (
 _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
-_VIEWS_IN_ONE_ITEM = "its encoder joins tiles and the whole image to one item, whose parts gprune cannot tell apart"
 _LEVELS_OF_ITS_OWN = "its LLM is given features of several layers of the tower, in a way that gprune does not read"
 _DISTANCES = "its LLM weighs tokens by how many others lie between them, which dropping tokens changes"
 _LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
-_SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
 _THINKER = "its thinker numbers images, videos and sounds together, and gprune does not know of sounds"
 
@@ -153,6 +163,7 @@ _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
+_SLICES = Family(joins=overview_first, tower=Tower("vision_tower", pooled_by_size), facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
     "apertus1p5": Family(refused=_CODEBOOK),
@@ -165,7 +176,9 @@ FAMILIES: dict[str, Family] = {
     "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
     "cosmos3_edge": replace(_QWEN, since="5.23"),
     "cosmos3_omni": _DEEPSTACK,
-    "deepseek_ocr2": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "deepseek_ocr2": Family(
+        queries_of_tiles, unmergeable="learned queries, of a number of their own, stand for its patches", llm=True
+    ),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
     "deepseek_vl_hybrid": Family(
         tower=Tower("vision_model", patches),
@@ -230,9 +243,9 @@ FAMILIES: dict[str, Family] = {
         projector="",
         unmergeable="it scales the grid of patches down, in which none may be missing",
     ),
-    "minicpm_ocr": Family(refused=_SLICES),
-    "minicpmv4_6": Family(refused=_SLICES),
-    "minicpmv4_7": Family(refused=_SLICES),
+    "minicpm_ocr": _SLICES,
+    "minicpmv4_6": _SLICES,
+    "minicpmv4_7": replace(_SLICES, rope_3d=True),
     "minimax_m3_vl": Family(refused=_BLOCKS_BY_POSITION),
     "mistral3": Family(tower=Tower("vision_tower", pooled_by_size), llm=True),
     "mistral_large4": Family(tower=Tower("vision_tower", pooled_by_size)),
@@ -260,9 +273,9 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp": _LINEAR,
     "shieldgemma2": Family(refused="it judges pictures, and generates nothing"),
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
-    "step3p7": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "step3p7": Family(tiles_then_whole, facts=_MIXED),
     "t5gemma2": Family(refused=_ENCODER_DECODER),
-    "unlimited_ocr": Family(refused=_VIEWS_IN_ONE_ITEM),
+    "unlimited_ocr": Family(lines_then_base, mark=newline, facts=_MIXED),
     "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
     "video_llava": replace(_LLAVA, tower=Tower("image_tower", without_class_token(patches)), tiling=None, since="5.23"),
     "vipllava": _LLAVA,
@@ -307,7 +320,7 @@ def families_of(method: Method) -> list[str]:
 
 
 def _missing(method: Method, row: Family) -> str | None:
-    if "place" in method.needs and (row.joins is not None or row.views is unordered):
+    if "place" in method.needs and (row.joins is not None or row.views in PARTIAL):
         return NO_PLACE
     if "frames" in method.needs and row.video is None:
         return NO_VIDEO

@@ -22,12 +22,29 @@ def adjacent(ids: Tensor, spans: Sequence[Span], gap: int = 0) -> list[bool]:
 
 def overview_last(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
     """An image ends with its overview, which the same token introduces as the last overview of the prompt."""
-    introductions = [int(ids[row, first - 1]) if first else -1 for row, first, _ in spans]
+    introductions = _introductions(ids, spans)
     overview = {row: token for (row, _, _), token in zip(spans, introductions, strict=True)}
     return [
         one[0] == other[0] and token != overview[one[0]]
         for (one, other), token in zip(pairwise(spans), introductions, strict=False)
     ]
+
+
+def overview_first(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
+    """An image begins with its overview, which the same token introduces as the first overview of the prompt."""
+    introductions = _introductions(ids, spans)
+    overview: dict[int, int] = {}
+    for (row, _, _), token in zip(spans, introductions, strict=True):
+        overview.setdefault(row, token)
+    return [
+        one[0] == other[0] and token != overview[other[0]]
+        for (one, other), token in zip(pairwise(spans), introductions[1:], strict=True)
+    ]
+
+
+def _introductions(ids: Tensor, spans: Sequence[Span]) -> list[int]:
+    """The token before each item; -1 where there is none."""
+    return [int(ids[row, first - 1]) if first else -1 for row, first, _ in spans]
 
 
 def spans_of(placeholders: Tensor, sizes: Sequence[int]) -> list[Span]:

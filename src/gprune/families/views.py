@@ -50,7 +50,7 @@ class Item:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of a frame in any unit; (1, 1) when nothing was said, as by square encoders."""
-        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes"):
+        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes", "target_sizes"):
             if name in self.arguments:
                 height, width = self.arguments[name][-2:].tolist()
                 return height, width
@@ -59,6 +59,9 @@ class Item:
             return height, width
         return 1, 1
 
+
+TILES = "num_local_patches"
+"""The argument with the number of tiles of each image, the whole not counted."""
 
 Views = Callable[[Item], tuple[View, ...]]
 """An item of an encoder's output -> its views, rows counted within the item; rows in no view are fixed."""
@@ -112,17 +115,80 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
     width = newlines[0] - base + 1 if newlines else 0
     lines = (count - base) // width if width > 0 else 0
     if newlines != [base + (line + 1) * width - 1 for line in range(lines)] or count != base + lines * width:
-        raise ValueError(
-            f"an image has {count} visual tokens with newline rows at {newlines}; {model.config.model_type} "
-            f"makes {base} base tokens, then lines of equal length that each end in the newline row; call "
-            f"generate() without prefill_chunk_size, and pass the features of the encoder unchanged"
-        )
+        raise _not_lines(item, f"{base} base tokens, then lines of equal length that each end in the newline row")
     rows = torch.arange(count, device=item.features.device)
     views = (View(rows[:base], (side, side)),)
     if width < 2:
         return views
     grid = rows[base:].view(lines, width)[:, :-1]
     return (*views, View(grid.reshape(-1), (lines, width - 1)))
+
+
+def tiles_then_whole(item: Item) -> tuple[View, ...]:
+    """The tiles of an image, then the whole of it, as Step 3.7 joins them; one view where nothing was told."""
+    if TILES not in item.arguments:
+        return unordered(item)
+    grid = _cells(item, item.model.config.vision_config.patch_size)
+    *tiles, whole = _tiles_then_rest(item, math.prod(grid))
+    return (*(View(tile, scaled((1, 1), len(tile))) for tile in tiles), View(whole, grid))
+
+
+def queries_of_tiles(item: Item) -> tuple[View, ...]:
+    """Learned queries for each tile, then for the whole image, then a fixed separator, as of DeepSeek-OCR 2.
+
+    Queries have no place in the picture. The tower has a set of them for pictures of up to 144 patches and one for
+    larger ones; where nothing was told of the image, all are one view.
+    """
+    if TILES not in item.arguments:
+        return (View(torch.arange(len(item) - 1, device=item.features.device)),)
+    tower, settings = item.model.base_model.vision_tower, item.model.config.vision_config.sam_config
+    small = math.prod(_cells(item, settings.patch_size)) <= 144
+    queries = tower.query_768_resolution if small else tower.query_1024_resolution
+    *tiles, rest = _tiles_then_rest(item, queries.num_embeddings + 1)
+    return tuple(View(part) for part in (*tiles, rest[:-1]))
+
+
+def _cells(item: Item, patch: int) -> tuple[int, int]:
+    """(rows, columns) of a whole image whose tower halves a grid of patches of so many pixels twice."""
+    height, width = item.arguments["pixel_values"].shape[-2:]
+    return math.ceil(height / patch / 4), math.ceil(width / patch / 4)
+
+
+def _tiles_then_rest(item: Item, rest: int) -> list[Tensor]:
+    """The rows of each tile, of which all have as many, then the last `rest` rows."""
+    tiles, last = torch.arange(len(item), device=item.features.device).split([len(item) - rest, rest])
+    return [*tiles.unflatten(0, (int(item.arguments[TILES]), -1)), last] if len(tiles) else [last]
+
+
+def lines_then_base(item: Item) -> tuple[View, ...]:
+    """Read the views of one image back from its features, as Unlimited-OCR packs them.
+
+    The lines of the high-resolution grid, if there is one, then those of the square base view, each with the same
+    learned newline row at its end; then a separator. Newline rows and the separator are fixed.
+
+    Raises:
+        ValueError: the features are not laid out this way.
+    """
+    count, ends = len(item) - 1, [-1, *item.marked]
+    side = ends[-1] - ends[-2] - 1 if item.marked else 0
+    base = count - side * (side + 1)
+    lines = len(item.marked) - side
+    width = base // lines if lines > 0 else 0
+    expected = [(line + 1) * width - 1 for line in range(lines)]
+    expected += [base + (line + 1) * (side + 1) - 1 for line in range(side)]
+    if not side or list(item.marked) != expected or base != lines * width:
+        raise _not_lines(item, "lines of equal length, then a square, each line with the newline row, and a last row")
+    rows = torch.arange(count, device=item.features.device)
+    parts = ((rows[:base], (lines, width - 1)), (rows[base:], (side, side)))
+    return tuple(View(part.view(grid[0], -1)[:, :-1].reshape(-1), grid) for part, grid in parts if len(part))
+
+
+def _not_lines(item: Item, expected: str) -> ValueError:
+    return ValueError(
+        f"an image has {len(item)} visual tokens with newline rows at {list(item.marked)}; "
+        f"{item.model.config.model_type} makes {expected}; call generate() without prefill_chunk_size, and pass the "
+        f"features of the encoder unchanged"
+    )
 
 
 def two_resolutions(item: Item) -> tuple[View, ...]:
@@ -133,6 +199,10 @@ def two_resolutions(item: Item) -> tuple[View, ...]:
     both = torch.arange(len(item), device=item.features.device).split([low_rows * low_columns, rows * columns])
     grids = (low_rows, low_columns), (rows, columns)
     return tuple(View(rows, grid) for rows, grid in zip(both, grids, strict=True) if len(rows))
+
+
+PARTIAL = (unordered, tiles_then_whole, queries_of_tiles)
+"""The views that do not tell where in the picture a token lies."""
 
 
 def scaled(size: tuple[int, int], count: int) -> tuple[int, int] | None:
