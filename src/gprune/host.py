@@ -508,7 +508,7 @@ def attention_layers(tower: Module) -> list[Module]:
     return [
         module
         for module in tower.modules()
-        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj"))
+        if hasattr(module, "config") and any(hasattr(module, name) for name in ("qkv", "k_proj", "k"))
     ]
 
 

@@ -74,7 +74,7 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
     pruner = L2Norm(keep=0.4, positions=positions)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
-    names = ("projector", "aligner", "merger", "connector", "embed_vision", "vision_projection")
+    names = ("projector", "aligner", "merger", "connector", "embed_vision", "vision_projection", "embeddings_table")
     weight = next(p for name, p in model.named_parameters() if any(part in name for part in names) and p.ndim > 1)
 
     predicted, wanted = [], []

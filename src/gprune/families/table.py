@@ -23,11 +23,12 @@ from .patches import (
     patches,
     pooled,
     pooled_by_size,
+    pooled_lines,
     resized_frames,
     without_class_token,
 )
-from .tiles import Joins, adjacent, overview_last
-from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
+from .tiles import Joins, adjacent, first_tile_first, overview_last
+from .views import Views, base_and_lines, frames, frames_and_newline, lines, newline, two_resolutions, unordered
 
 MIDDLE: Need = "middle attention"
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
@@ -55,7 +56,7 @@ _DISTANCES = "its LLM weighs tokens by how many others lie between them, which d
 _LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
 _SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
-_THINKER = "its thinker numbers images, videos and sounds together, and gprune does not know of sounds"
+_TALKER = "its talker reads what the thinker made of every token of the prompt; attach to model.thinker, which answers in text"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Family:
         llm: whether the LLM is a stack of layers with full attention, between which tokens can be dropped.
         tiling: how many visual tokens an image has: as many as any other, or as `tiling` works out of its size;
             None: that does not follow from its size alone.
-        tile: (model) -> tokens per tile, where the encoder returns all tiles of a prompt as one item.
+        per_prompt: whether the encoder returns all tiles of a prompt as one item; then each has a run of placeholders.
         mark: (model) -> the learned row, [d], whose copies among an item's features tell how it is laid out.
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
@@ -107,7 +108,7 @@ class Family:
     unmergeable: str = _NEIGHBOURS
     llm: bool = False
     tiling: Literal["whole", "any resolution"] | None = None
-    tile: Callable[[PreTrainedModel], int] | None = None
+    per_prompt: bool = False
     mark: Callable[[PreTrainedModel], Tensor] | None = None
     output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
@@ -116,12 +117,6 @@ class Family:
     since: str = "5.19"
     broken: str = ""
     refused: str = ""
-
-
-def _shuffled_tile(model: PreTrainedModel) -> int:
-    """Tokens of a tile of Idefics3 after its pixel shuffle."""
-    vision = model.config.vision_config
-    return int((vision.image_size // vision.patch_size // model.config.scale_factor) ** 2)
 
 
 def _projector(model: PreTrainedModel, features: Tensor) -> Tensor:
@@ -147,11 +142,12 @@ _LLAVA_NEXT = Family(
     tiling="any resolution",
 )
 _TILES = Family(joins=adjacent, llm=True)
-_TILES_PER_PROMPT = Family(joins=overview_last, tile=_shuffled_tile, tower=Tower("vision_model", pooled), llm=True)
+_TILES_PER_PROMPT = Family(joins=overview_last, per_prompt=True, tower=Tower("vision_model", pooled), llm=True)
 _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
+_LINES = Family(lines, tower=Tower("vision_tower", pooled_lines, pooled_lines), llm=True, rope_3d=True)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
@@ -193,9 +189,9 @@ FAMILIES: dict[str, Family] = {
     "glmga": _GLM,
     "got_ocr2": _TILES,
     "granite4_vision": Family(refused=_LEVELS_OF_ITS_OWN),
-    "granite_docling": Family(refused=_LEVELS_OF_ITS_OWN),
+    "granite_docling": replace(_TILES_PER_PROMPT, joins=first_tile_first, facts=("deepstack levels",)),
     "hunyuan_vl": Family(refused=_LINE_ENDS),
-    "hy_v4_vl": Family(refused=_LINE_ENDS),
+    "hy_v4_vl": replace(_LINES, video=lines, llm=False, facts=_MIXED),
     "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),
@@ -241,20 +237,20 @@ FAMILIES: dict[str, Family] = {
     "muse_glimmer": Family(video=frames, facts=_MIXED),
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
-    "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
+    "ovis2": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled), llm=True),
     "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
     "qianfan_ocr": replace(_TILES, tower=_POOLED),
-    "qwen2_5_omni": Family(refused=_THINKER),
-    "qwen2_5_omni_thinker": Family(refused=_THINKER),
+    "qwen2_5_omni": Family(refused=_TALKER),
+    "qwen2_5_omni_thinker": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_5_vl": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_vl": _QWEN,
     "qwen3_5": _LINEAR,
     "qwen3_5_moe": _LINEAR,
-    "qwen3_omni_moe": Family(refused=_THINKER),
-    "qwen3_omni_moe_thinker": Family(refused=_THINKER),
+    "qwen3_omni_moe": Family(refused=_TALKER),
+    "qwen3_omni_moe_thinker": _DEEPSTACK,
     "qwen3_vl": _DEEPSTACK,
     "qwen3_vl_moe": _DEEPSTACK,
     "qwen4_exp": _LINEAR,

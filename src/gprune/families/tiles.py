@@ -30,6 +30,28 @@ def overview_last(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
     ]
 
 
+def first_tile_first(ids: Tensor, spans: Sequence[Span]) -> list[bool]:
+    """An image begins with its first tile, which the same token introduces as the first tile of the prompt."""
+    introductions = [int(ids[row, first - 1]) if first else -1 for row, first, _ in spans]
+    begins: dict[int, int] = {}
+    for (row, _, _), token in zip(spans, introductions, strict=True):
+        begins.setdefault(row, token)
+    return [
+        one[0] == other[0] and token != begins[other[0]]
+        for (one, other), token in zip(pairwise(spans), introductions[1:], strict=True)
+    ]
+
+
+def run_length(placeholders: Tensor) -> int:
+    """How many placeholders follow one another without a token between them in the first prompt that has any.
+
+    Args:
+        placeholders: bool [B, q], at least one of them True.
+    """
+    prompt = placeholders[placeholders.any(dim=1)][0].long()
+    return int(prompt[prompt.argmax() :].cumprod(0).sum())
+
+
 def spans_of(placeholders: Tensor, sizes: Sequence[int]) -> list[Span]:
     """Where the placeholders of every item stand: bool [B, q], tokens per item in order -> a span per item."""
     places = placeholders.nonzero()

@@ -78,6 +78,26 @@ def frames_and_newline(item: Item) -> tuple[View, ...]:
     return frames(Item(item.model, item.features[:-1], item.arguments, item.key))
 
 
+def lines(item: Item) -> tuple[View, ...]:
+    """One view per frame, in lines that each end in a learned row; these, and any row around the frames, are fixed.
+
+    Raises:
+        ValueError: the features were made elsewhere, so that nothing tells how long the lines are.
+    """
+    if item.size == (1, 1):
+        raise ValueError(
+            f"the grid of an image of {len(item)} visual tokens is not known: its features were encoded while no pruner "
+            f"was attached; {item.model.config.model_type} puts learned rows between them, of which none may be "
+            f"dropped; pass the pixels, or encode while the pruner is attached"
+        )
+    merge = item.model.config.vision_config.spatial_merge_size
+    height, width = (length // merge for length in item.size)
+    count = item.frames * height * (width + 1)
+    first = (len(item) - count) // 2
+    rows = torch.arange(first, first + count, device=item.features.device).view(item.frames, height, width + 1)
+    return tuple(View(frame.flatten(), (height, width)) for frame in rows[..., :-1])
+
+
 def unordered(item: Item) -> tuple[View, ...]:
     """One view of tokens that have no place in the picture, such as those of a resampler."""
     return (View(torch.arange(len(item), device=item.features.device)),)
