@@ -71,7 +71,10 @@ ENCODED = "mm_encoder_outputs"
 LOGITS = "logits_to_keep"
 """The argument that says of how many last columns logits are wanted; 0 for all."""
 
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+EXPERT_TYPES = "moe_mm_token_type_ids"
+"""The argument by which layers choose experts, of the tokens of a call alone."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", EXPERT_TYPES)
 """Arguments that tell the kinds of visual tokens from text, which is 0."""
 
 ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}

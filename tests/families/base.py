@@ -42,7 +42,7 @@ BATCH: tuple[tuple[Size, ...], ...] = (((20, 40),), ((40, 40), (30, 18)), ())
 VIDEOS: tuple[tuple[Media, ...], ...] = (((4, (20, 40)),), ((40, 40), (4, (30, 18))), ())
 """What each prompt shows: a video, an image and a video, text only."""
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
 def is_video(media: Media) -> TypeIs[Video]:
@@ -138,6 +138,10 @@ class Family(ABC):
     def blocks(self, ids: Tensor) -> Tensor:
         """int64 [L]: tokens of the same block see each other both ways; -1 sees only what is before it."""
         return torch.full_like(ids, -1)
+
+    def experts(self, ids: Tensor) -> Tensor:
+        """int64 [L]: by which experts the tokens of a prompt are taken; 0 those of text, as for all that follows."""
+        return torch.zeros_like(ids)
 
     def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
         """int64 [..., 1, L]: position ids of one prompt without padding, as generate() numbers it."""

@@ -106,6 +106,26 @@ class Qwen3Omni(Deepstack, Omni):
     """Features of inner layers of the vision tower go to the LLM too."""
 
 
+class Ernie(MRope):
+    """What is seen is taken by experts of its own; a token of a video shows two frames."""
+
+    takes_videos = True
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        return {**super().token_types(ids), "moe_mm_token_type_ids": self.experts(ids)}
+
+    def experts(self, ids: Tensor) -> Tensor:
+        shown = (ids == IMAGE) | (ids == BEGIN) | (ids == END)
+        return shown.long() + 2 * (ids == VIDEO)
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(*video)
+        return {"pixel_values_videos": self.patches(grid, generator), "video_grid_thw": grid}
+
+    def patches(self, grid: Tensor, generator: Generator) -> Tensor:
+        return torch.randn(int(grid.prod()), 3 * PATCH**2, generator=generator)
+
+
 class PaddleOCR(MRope):
     """Patches are squares, row by row."""
 
@@ -258,6 +278,33 @@ MROPE: tuple[Family, ...] = (
                 **_rope(1, 1, 2),
             ),
             **IMAGE_AND_VIDEO,
+        },
+        *AROUND,
+    ),
+    Ernie(
+        "ernie4_5_vl_moe",
+        {
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+            },
+            "text_config": text(
+                "ernie4_5_vl_moe_text",
+                moe_intermediate_size=[16, 16],
+                moe_num_experts=4,
+                moe_k=2,
+                moe_num_shared_experts=1,
+                mlp_layer_types=["dense", "sparse"],
+                **_rope(1, 1, 2),
+            ),
+            **IMAGE_AND_VIDEO,
+            "image_start_token_id": BEGIN,
+            "image_end_token_id": END,
+            "tie_word_embeddings": False,
         },
         *AROUND,
     ),

@@ -270,6 +270,8 @@ class LayerHooks:
         narrowed[host.ROPE] = narrow(rope) if isinstance(rope, Tensor) else tuple(map(narrow, rope))
         if kwargs.get("position_ids") is not None:
             narrowed["position_ids"] = take(kwargs["position_ids"], new.index, batch=-2, dim=-1)
+        if kwargs.get(host.EXPERT_TYPES) is not None:
+            narrowed[host.EXPERT_TYPES] = take(kwargs[host.EXPERT_TYPES], new.index, batch=-2, dim=-1)
         whole = cached or Left.all(len(new.index), call.start, new.index.device)
         call.written[index] = whole.then(call.start, new)
         return (states, *args[1:]), narrowed

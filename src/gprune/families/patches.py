@@ -51,6 +51,17 @@ def merged(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tenso
     return values[0].view(count, -1, values.shape[-1]).mean(1)
 
 
+def merged_over_frames(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
+    """A token is the mean of patches that follow each other, and of those at their place in the next frames."""
+    vision = base.config.vision_config
+    videos = values[0].split(arguments["video_grid_thw"].prod(1).tolist())
+    means = [
+        video.unflatten(0, (int(frames) // vision.temporal_merge_size, vision.temporal_merge_size, -1)).mean(1)
+        for video, frames in zip(videos, arguments["video_grid_thw"][:, 0], strict=True)
+    ]
+    return merged(base, torch.cat([video.flatten(0, 1) for video in means])[None], arguments, count)
+
+
 def merged_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
     """A token is the mean of patches that follow each other, of a number that each image says."""
     images = values[0].split(arguments["image_grid_thw"].prod(1).tolist())

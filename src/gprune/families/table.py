@@ -19,6 +19,7 @@ from .patches import (
     merged,
     merged_by_size,
     merged_in_windows,
+    merged_over_frames,
     packed,
     patches,
     pooled,
@@ -28,7 +29,17 @@ from .patches import (
     without_class_token,
 )
 from .tiles import Joins, adjacent, first_tile_first, overview_last
-from .views import Views, base_and_lines, frames, frames_and_newline, lines, newline, two_resolutions, unordered
+from .views import (
+    Views,
+    base_and_lines,
+    frames,
+    frames_and_newline,
+    lines,
+    merged_frames,
+    newline,
+    two_resolutions,
+    unordered,
+)
 
 MIDDLE: Need = "middle attention"
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
@@ -56,7 +67,7 @@ _DISTANCES = "its LLM weighs tokens by how many others lie between them, which d
 _LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
 _SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
-_TALKER = "its talker reads what the thinker made of every token of the prompt; attach to model.thinker, which answers in text"
+_TALKER = "its talker reads what the thinker made of every token; attach to model.thinker, which answers in text"
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,12 @@ FAMILIES: dict[str, Family] = {
     "diffusion_gemma": Family(refused="it denoises blocks of text, in the place of one token after the other"),
     "dots3_note": Family(refused=_SOUNDS),
     "emu3": Family(refused=_CODEBOOK),
-    "ernie4_5_vl_moe": Family(refused="its experts take tokens by their kind, which gprune was not tested with"),
+    "ernie4_5_vl_moe": Family(
+        video=merged_frames,
+        tower=Tower("vision_tower", merged, merged_over_frames),
+        llm=True,
+        rope_3d=True,
+    ),
     "exaone4_5": Family(refused=_UNNUMBERED),
     "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
     "florence2": Family(refused=_ENCODER_DECODER),
