@@ -47,7 +47,7 @@ def no_grad() -> Any:
 def deeper(family: Family) -> Family:
     """The family with four layers of its LLM instead of two."""
     text = {**family.settings["text_config"], "num_hidden_layers": LAYERS}
-    for name in ("layer_types", "no_rope_layers"):
+    for name in ("layer_types", "no_rope_layers", "mlp_layer_types"):
         if name in text:
             text[name] = (text[name] * LAYERS)[:LAYERS]
     return dataclasses.replace(family, settings={**family.settings, "text_config": text})

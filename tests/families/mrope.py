@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from .base import Deepstack, Family, Layout, Size, Video
+from .base import Deepstack, Family, Layout, Media, Size, Video
 from .grids import CELL, FRAMES, MERGE, PATCH, SPARSE, Flat, Stamped
 from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VIDEO, text
 
@@ -78,6 +79,10 @@ class HyV4(MRope):
         return frames * rows * (columns + 1), [*views]
 
 
+HEARD = ("input_features", "feature_attention_mask", "use_audio_in_video")
+"""The arguments with the sounds of a call, which is one prompt alone."""
+
+
 class Omni(MRope):
     """Sounds are numbered with what is seen; a video says how many seconds lie between its frames."""
 
@@ -89,17 +94,23 @@ class Omni(MRope):
     def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
         order = Family.positions(self, model, prompt)
         shown = {name: grid for name, grid in prompt.items() if name.endswith("_grid_thw")}
-        told = {
-            "audio_seqlens": prompt.get("audio_feature_lengths"),
-            "second_per_grids": prompt.get("video_second_per_grid"),
-        }
+        heard = prompt.get("feature_attention_mask")
         axes = model.base_model.get_rope_index(
-            prompt["input_ids"], attention_mask=torch.ones_like(prompt["input_ids"]), **shown, **told
+            prompt["input_ids"],
+            attention_mask=torch.ones_like(prompt["input_ids"]),
+            second_per_grids=prompt.get("video_second_per_grid"),
+            audio_seqlens=None if heard is None else heard.sum(1),
+            use_audio_in_video="use_audio_in_video" in prompt,
+            **shown,
         )[0]
         return torch.cat([order[None].to(axes.dtype), axes])
 
     def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
         return super().video_pixels(video, generator) | {"video_second_per_grid": torch.tensor([0.5])}
+
+    def cut(self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+        heard = {name: inputs[name] for name in HEARD if name in inputs}
+        return super().cut(inputs, row, images) | heard
 
 
 class Qwen3Omni(Deepstack, Omni):
@@ -159,7 +170,7 @@ def _thinker(text_config: dict[str, Any], **vision_config: Any) -> dict[str, Any
         "encoder_attention_heads": 2,
         "encoder_ffn_dim": 24,
         "d_model": 16,
-        "n_window": 4,
+        "n_window": 50,
         "output_dim": 32,
     }
     return {

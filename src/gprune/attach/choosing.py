@@ -45,12 +45,14 @@ class Prompt:
     Args:
         ids: int64 [B, q].
         placeholders: of each modality, bool [B, q], where its visual tokens go.
+        text: bool [B, q], where there is text.
         valid: bool [B, q], what the attention mask does not hide.
         embeddings: floating [B, q, d], where they were given in the place of ids.
     """
 
     ids: Tensor
     placeholders: dict[Modality, Tensor]
+    text: Tensor
     valid: Tensor
     embeddings: Tensor | None = None
 
@@ -58,12 +60,9 @@ class Prompt:
     def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor, embeddings: Tensor | None = None) -> Prompt:
         """Of token ids int64 [B, q], of which those that are bool [B, q] are not hidden."""
         placeholders = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
-        return cls(ids, placeholders, valid, embeddings)
-
-    @property
-    def text(self) -> Tensor:
-        """bool [B, q], where there is text."""
-        return self.valid & ~(self.placeholders["image"] | self.placeholders["video"])
+        heard = ids == host.sound_token(model.config)
+        text = valid & ~(placeholders["image"] | placeholders["video"] | heard)
+        return cls(ids, placeholders, text, valid, embeddings)
 
 
 @dataclass(frozen=True, eq=False)
