@@ -411,5 +411,7 @@ def pair_cost(config: Any) -> float:
     width = heads * (getattr(config, "head_dim", None) or hidden // heads)
     groups = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
     active = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
-    inner = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) * active
-    return 4 * width / (2 * (2 * hidden * width + 2 * hidden * groups + 3 * hidden * inner))
+    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    if not isinstance(inner, int):  # of experts for text, then of those for images
+        inner = max(inner)
+    return 4 * width / (2 * (2 * hidden * width + 2 * hidden * groups + 3 * hidden * inner * active))

@@ -85,16 +85,14 @@ def merged_in_windows(base: Any, values: Tensor, arguments: Arguments, count: in
 
 
 def pooled_lines(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
-    """A token is the mean of a square of patches; a learned row, NaN, ends every line, and as many stand around all."""
+    """A token is the mean of a square of patches; a learned row, NaN, ends every line."""
     grids = arguments["image_grid_thw" if "image_grid_thw" in arguments else "video_grid_thw"].tolist()
     merge = base.config.vision_config.spatial_merge_size
     images = []
     for (frames, height, _), image in zip(grids, values[0].split([math.prod(grid) for grid in grids]), strict=True):
-        squares = _squares(image.unflatten(0, (frames, -1)), height, merge**2)
-        in_lines = squares.unflatten(1, (height // merge, -1))
-        images.append(pad(in_lines, (0, 0, 0, 1), value=torch.nan).flatten(0, 2))
-    around = (count - sum(map(len, images))) // len(images) // 2
-    return torch.cat([pad(image, (0, 0, around, around), value=torch.nan) for image in images])
+        squares = _squares(image.unflatten(0, (frames, -1)), height, merge**2).unflatten(1, (height // merge, -1))
+        images.append(pad(squares, (0, 0, 0, 1), value=torch.nan).flatten(0, 2))
+    return torch.cat(images)
 
 
 def packed(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:

@@ -34,7 +34,7 @@ from .views import (
     base_and_lines,
     frames,
     frames_and_newline,
-    lines,
+    frames_in_lines,
     merged_frames,
     newline,
     two_resolutions,
@@ -62,9 +62,9 @@ _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
 _VIEWS_IN_ONE_ITEM = "its encoder joins tiles and the whole image to one item, whose parts gprune cannot tell apart"
-_LEVELS_OF_ITS_OWN = "its LLM is given features of several layers of the tower, in a way that gprune does not read"
+_ZEROS = "its image tokens are zeros, to which layers of its LLM add features, each others: there is no one to rank by"
 _DISTANCES = "its LLM weighs tokens by how many others lie between them, which dropping tokens changes"
-_LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
+_OTHER_PROMPTS = "its position ids count images over all prompts of a batch, so that answers depend on other prompts"
 _SLICES = "its encoder is told the sizes of slices by a name that gprune does not read, and merges patches in two ways"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
 _TALKER = "its talker reads what the thinker made of every token; attach to model.thinker, which answers in text"
@@ -158,7 +158,6 @@ _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
-_LINES = Family(lines, tower=Tower("vision_tower", pooled_lines, pooled_lines), llm=True, rope_3d=True)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
 
 FAMILIES: dict[str, Family] = {
@@ -204,10 +203,16 @@ FAMILIES: dict[str, Family] = {
     "glm_ocr": _GLM,
     "glmga": _GLM,
     "got_ocr2": _TILES,
-    "granite4_vision": Family(refused=_LEVELS_OF_ITS_OWN),
+    "granite4_vision": Family(refused=_ZEROS),
     "granite_docling": replace(_TILES_PER_PROMPT, joins=first_tile_first, facts=("deepstack levels",)),
-    "hunyuan_vl": Family(refused=_LINE_ENDS),
-    "hy_v4_vl": replace(_LINES, video=lines, llm=False, facts=_MIXED),
+    "hunyuan_vl": Family(refused=_OTHER_PROMPTS),
+    "hy_v4_vl": Family(
+        frames_in_lines,
+        video=frames_in_lines,
+        tower=Tower("vision_tower", pooled_lines, pooled_lines),
+        rope_3d=True,
+        facts=_MIXED,
+    ),
     "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),

@@ -88,8 +88,8 @@ def merged_frames(item: Item) -> tuple[View, ...]:
     return frames(Item(item.model, item.features, frames_of, item.key))
 
 
-def lines(item: Item) -> tuple[View, ...]:
-    """One view per frame, in lines that each end in a learned row; these, and any row around the frames, are fixed.
+def frames_in_lines(item: Item) -> tuple[View, ...]:
+    """One view per frame, in lines that each end in a learned row; these are fixed.
 
     Raises:
         ValueError: the features were made elsewhere, so that nothing tells how long the lines are.
@@ -102,9 +102,7 @@ def lines(item: Item) -> tuple[View, ...]:
         )
     merge = item.model.config.vision_config.spatial_merge_size
     height, width = (length // merge for length in item.size)
-    count = item.frames * height * (width + 1)
-    first = (len(item) - count) // 2
-    rows = torch.arange(first, first + count, device=item.features.device).view(item.frames, height, width + 1)
+    rows = torch.arange(len(item), device=item.features.device).view(item.frames, height, width + 1)
     return tuple(View(frame.flatten(), (height, width)) for frame in rows[..., :-1])
 
 
