@@ -71,7 +71,10 @@ ENCODED = "mm_encoder_outputs"
 LOGITS = "logits_to_keep"
 """The argument that says of how many last columns logits are wanted; 0 for all."""
 
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+EXPERT_TYPES = "moe_mm_token_type_ids"
+"""The argument by which layers choose experts, of the tokens of a call alone."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", EXPERT_TYPES)
 """Arguments that tell the kinds of visual tokens from text, which is 0."""
 
 ALIGNED = {"labels": -100, **dict.fromkeys(TOKEN_TYPES, 0)}
@@ -150,9 +153,9 @@ def check_arguments(call: Mapping[str, Any]) -> None:
 
 def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
     """Raise UnsupportedModel if a call has a value per token that gprune does not know, and so could not shorten."""
-    known = {*_SEQUENCE, *CACHES}
-    for modality in PIXELS:
-        known.update(encoder_arguments(model, modality))
+    known = {*_SEQUENCE, *CACHES, *grid_arguments(model)}
+    for name in (*map(encoder_name, PIXELS), _SOUND_ENCODER):
+        known.update(_named(getattr(model.base_model, name, _no_encoder)))
     batch, length = call["input_ids"].shape
     for name, value in call.items():
         if name in known or not isinstance(value, Tensor):
@@ -164,6 +167,10 @@ def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
                 f"which gprune does not know in transformers {installed()} and cannot shorten; accepted are "
                 f"{', '.join(_SEQUENCE)}; leave {name} out, or detach the pruner for this call"
             )
+
+
+def _no_encoder() -> None:
+    """In the place of an encoder that a model does not have."""
 
 
 # --- KV caches --------------------------------------------------------------------------------------------------------
@@ -293,6 +300,17 @@ def placeholder(config: Any, modality: Modality = "image") -> int:
     token = getattr(config, f"{modality}_token_id", None)
     if token is None and modality == "image":
         raise lacks(type(config).__name__, "image_token_id")
+    return -1 if token is None else int(token)
+
+
+_SOUND_ENCODER = "get_audio_features"
+_SOUND_MASK, _SOUND_LENGTHS = "feature_attention_mask", "audio_feature_lengths"
+"""Which features of a sound are no padding; how many that are, by which models number the tokens of sounds."""
+
+
+def sound_token(config: Any) -> int:
+    """The token id that stands for a piece of a sound in input_ids; -1 if there are no sounds."""
+    token = getattr(config, "audio_token_id", None)
     return -1 if token is None else int(token)
 
 
@@ -540,6 +558,8 @@ def positions_3d(model: PreTrainedModel, call: Mapping[str, Any], new: Tensor) -
     compute = getattr(model.base_model, _POSITIONS_3D)
     arguments = {name: call.get(name) for name in inspect.signature(compute).parameters}
     arguments |= {"inputs_embeds": torch.empty(*new.shape, 0, device=new.device), "attention_mask": new.long()}
+    if _SOUND_LENGTHS in arguments and call.get(_SOUND_MASK) is not None:
+        arguments[_SOUND_LENGTHS] = call[_SOUND_MASK].sum(dim=1)
     return compute(**(arguments | with_cache(compute, None)))
 
 
@@ -551,7 +571,9 @@ def attention_layers(tower: Module) -> list[Module]:
     return [
         module
         for name, module in tower.named_modules()
-        if hasattr(module, "config") and (hasattr(module, "qkv") or hasattr(module, "k_proj")) and "merger" not in name
+        if hasattr(module, "config")
+        and "merger" not in name
+        and any(hasattr(module, q) for q in ("qkv", "k_proj", "k"))
     ]
 
 

@@ -82,6 +82,7 @@ def joined(first: KeptPrompt, second: KeptPrompt) -> KeptPrompt:
         embeddings=torch.cat([first.embeddings, second.embeddings], dim=1),
         positions=torch.cat([first.positions, second.positions + first.next_position], dim=-1),
         blocks=torch.cat([first.blocks, torch.where(second.blocks < 0, -1, second.blocks + len(first.ids))]),
+        experts=torch.cat([first.experts, second.experts]),
         visual=torch.cat([first.visual, second.visual]),
         deepstack=[torch.cat(level) for level in levels],
     )

@@ -25,6 +25,7 @@ class KeptPrompt:
         next_position: int64 [..., 1, 1], position id of the first new token.
         kept: bool [length], which tokens of the prompt are left.
         blocks: int64 [n], tokens of the same block see each other both ways, -1 is in none.
+        experts: int64 [n], by which experts they are taken, where there are some for images; 0 those of text.
         visual: bool [n], which of the tokens that are left are visual tokens.
         deepstack: [sum of visual, d] per layer of the text model that adds them to its visual tokens.
     """
@@ -36,6 +37,7 @@ class KeptPrompt:
     next_position: Tensor
     kept: Tensor
     blocks: Tensor
+    experts: Tensor
     visual: Tensor
     deepstack: list[Tensor]
 
@@ -49,6 +51,7 @@ class KeptPrompt:
             positions=torch.cat([self.positions, self.next_position], dim=-1),
             next_position=self.next_position + 1,
             blocks=torch.cat([self.blocks, torch.tensor([-1])]),
+            experts=torch.cat([self.experts, torch.tensor([0])]),
             visual=torch.cat([self.visual, torch.tensor([False])]),
         )
 
@@ -87,6 +90,8 @@ def text_logits(model: Any, prompt: KeptPrompt) -> Tensor:
     }
     if prompt.deepstack:
         arguments |= {"visual_pos_masks": prompt.visual[None], "deepstack_visual_embeds": prompt.deepstack}
+    if prompt.experts.any():
+        arguments |= {"moe_mm_token_type_ids": prompt.experts[None]}
     return prompt.family.logits(model, prompt.ids, arguments)[0]
 
 
@@ -103,9 +108,10 @@ def greedy(model: Any, prompt: KeptPrompt, steps: int) -> tuple[Tensor, Tensor]:
 def embedded(prompts: Sequence[KeptPrompt]) -> dict[str, Tensor]:
     """The prompts as a left-padded batch for a stock model: inputs_embeds, position_ids, attention_mask.
 
-    For families that need no more than that: no tokens that see what comes after them, no features for inner layers.
+    For families that need no more than that: no tokens that see what comes after them, no features for inner layers,
+    no experts for images.
     """
-    assert not any(prompt.deepstack or (prompt.blocks >= 0).any() for prompt in prompts)
+    assert not any(prompt.deepstack or (prompt.blocks >= 0).any() or prompt.experts.any() for prompt in prompts)
     length = max(len(prompt.ids) for prompt in prompts)
     rows, axes, width = len(prompts), prompts[0].positions.shape[:-2], prompts[0].embeddings.shape[-1]
     mask = torch.zeros(rows, length, dtype=torch.long)
@@ -147,6 +153,7 @@ def _kept_prompt(
         next_position=next_position,
         kept=kept,
         blocks=family.blocks(ids)[kept],
+        experts=family.experts(ids)[kept],
         visual=visual[kept],
         deepstack=[level[kept_visual] for level in family.deepstack(model, prompt, [media])],
     )

@@ -23,7 +23,7 @@ from gprune.pruners.base import Positions
 
 LOGITS: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": PLACEHOLDERS, **LOGITS}
-LIKE_TEXT = ("cosmos3_edge", "minicpmv4_7")
+LIKE_TEXT = ("cosmos3_edge", "minicpmv4_7", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
 """Families whose own generate() numbers images like text that are added to a cache, as all did before 5.23."""
 
 MROPE = [name for name, family in FAMILIES.items() if hasattr(family.model().base_model, "rope_deltas")]

@@ -16,6 +16,9 @@ from gprune.pruners import GPrune, GraphCover, L2Norm, Pruner, Uniform
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+CACHE_ONLY = ("ernie4_5_vl_moe",)
+"""Families whose own generation fails without a cache, unpruned."""
+
 close = {"rtol": 0, "atol": 1e-5}
 
 STATIC_SINCE = {"gemma4": "5.23", "gemma4_unified": "5.25", "llama4": "5.20"}
@@ -87,6 +90,7 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
     names = ("projector", "aligner", "merger", "connector", "embed_vision", "vision_projection")
+    names = (*names, "embeddings_table", "resampler")
     weight = next(p for name, p in model.named_parameters() if any(part in name for part in names) and p.ndim > 1)
 
     predicted, wanted = [], []
@@ -108,7 +112,7 @@ def test_keeping_everything_changes_no_bit(family: Family) -> None:
     model, inputs = family.model(), family.inputs()
     # Without a cache, a placeholder that the model speaks would be one without an image.
     arguments = {**inputs, **LOGITS, "max_new_tokens": 4, "suppress_tokens": PLACEHOLDERS}
-    modes: list[dict[str, Any]] = [{}, {"use_cache": False}]
+    modes: list[dict[str, Any]] = [{}] if family.name in CACHE_ONLY else [{}, {"use_cache": False}]
     if since(STATIC_SINCE.get(family.name, "5.19")):
         modes.append({"cache_implementation": "static", "disable_compile": True})
     for settings in modes:

@@ -123,6 +123,8 @@ def test_report_of_every_clip(family: Family, keep: float, scope: Scope) -> None
 
 
 def test_clip_of_one_frame(family: Family) -> None:
+    if family.name == "ernie4_5_vl_moe":
+        pytest.skip("its own forward takes videos of two frames or more")
     model, prompts = family.model(), (((1, (20, 40)),),)
     inputs = family.inputs(prompts)
     with Uniform(keep=3)(model) as run:

@@ -22,8 +22,8 @@ STEPS = 9
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 EVERYTHING = Uniform(keep=1.0)
 ONE_SIZE = {family.name for family in SQUARE} | {"perception_lm"}
-NEED_IDS = {"gemma3", "gemma4", "gemma4_unified", "paligemma", "molmo2", "qwen4_exp"}
-"""Families in which tokens see what comes after them, or are looked up anew inside the LLM."""
+NEED_IDS = {"ernie4_5_vl_moe", "gemma3", "gemma4", "gemma4_unified", "paligemma", "molmo2", "qwen4_exp"}
+"""Families in which tokens see what comes after them, or are looked up anew or told apart inside the LLM."""
 EMBEDDABLE = [
     family for name, family in FAMILIES.items() if name not in NEED_IDS and "deepstack levels" not in TABLE[name].facts
 ]

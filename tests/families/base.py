@@ -42,7 +42,7 @@ BATCH: tuple[tuple[Size, ...], ...] = (((20, 40),), ((40, 40), (30, 18)), ())
 VIDEOS: tuple[tuple[Media, ...], ...] = (((4, (20, 40)),), ((40, 40), (4, (30, 18))), ())
 """What each prompt shows: a video, an image and a video, text only."""
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
 def is_video(media: Media) -> TypeIs[Video]:
@@ -88,6 +88,8 @@ class Family(ABC):
     """Whether the LLM knows its tokens by position; else both numberings are the same."""
     tower_attends: ClassVar[bool] = True
     """Whether the vision tower has attention, of which the backend can be chosen."""
+    llm_attends: ClassVar[bool] = True
+    """Whether the backend of the LLM's attention can be chosen; else it is eager."""
 
     def build(self) -> tuple[Any, Any]:
         """The config and the class of the tiny model."""
@@ -136,6 +138,10 @@ class Family(ABC):
     def blocks(self, ids: Tensor) -> Tensor:
         """int64 [L]: tokens of the same block see each other both ways; -1 sees only what is before it."""
         return torch.full_like(ids, -1)
+
+    def experts(self, ids: Tensor) -> Tensor:
+        """int64 [L]: by which experts the tokens of a prompt are taken; 0 those of text, as for all that follows."""
+        return torch.zeros_like(ids)
 
     def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
         """int64 [..., 1, L]: position ids of one prompt without padding, as generate() numbers it."""
@@ -232,6 +238,18 @@ class Family(ABC):
         return Counter({name: sum(len(one[name]) for one in each if name in one) for one in each for name in one})
 
 
+class Deepstack(Family):
+    """Features of inner layers of the vision tower may go to the LLM too."""
+
+    def deepstack(self, model: Any, inputs: dict[str, Tensor], images: Sequence[Sequence[Media]]) -> list[Tensor]:
+        def level(index: int) -> Tensor:
+            features = self._read_encoders(model, inputs, images, lambda output: output.deepstack_features[index])
+            return torch.cat(features)
+
+        levels = len(self.settings["vision_config"].get("deepstack_visual_indexes", ()))
+        return [level(index) for index in range(levels)] if any(images) else []
+
+
 def prompt_of(inputs: Inputs, row: int, images: Sequence[Sequence[Media]] = BATCH) -> Inputs:
     """One prompt of a batch, without its padding and with only its own pixels."""
     return inputs.family.prompt_of(inputs, row, images)
@@ -256,7 +274,12 @@ def _model(family: Family, attention: str) -> Any:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, family.spread)
-    model.set_attn_implementation(attention if family.tower_attends else {"": attention, "text_config": attention})
+    backend: Any = attention
+    if not family.tower_attends:
+        backend = {"": attention, "text_config": attention}
+    elif not family.llm_attends:
+        backend = {"vision_config": attention}
+    model.set_attn_implementation(backend)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model

@@ -13,8 +13,8 @@ import torch
 import transformers as T
 from torch import Generator, Tensor
 
-from .base import BATCH, Family, Layout, Media, Size, Text
-from .parts import BEGIN, BREAK, END, GLOBAL, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, siglip, text, vision
+from .base import BATCH, Deepstack, Family, Layout, Media, Size, Text
+from .parts import BEGIN, BREAK, END, GLOBAL, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VOCABULARY, siglip, text, vision
 
 PIXELS, SIDE = 12, 3
 TOKENS = [IMAGE] * SIDE**2
@@ -84,6 +84,40 @@ class Idefics3(Tiled):
     def cut(self, inputs: dict[str, Tensor], row: int, images: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         tiles = self._rows(images[row : row + 1])
         return {name: inputs[name][row : row + 1, : tiles[name]] for name in tiles}
+
+
+class GraniteDocling(Deepstack, Idefics3):
+    """An image that fits in one tile has the tag of the first. Logits are scaled."""
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        ids = super().image_ids(size, text)
+        return ids if self.number(size) > 1 else [BEGIN, 10, *TOKENS, LINE]
+
+    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
+        pixels = super().image_pixels(size, generator)["pixel_values"]
+        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(len(pixels), dtype=torch.bool)}
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return super().logits(model, ids, arguments) / model.config.text_config.logits_scaling
+
+
+class Ovis2(Tiled):
+    """The whole image first; the tokens that tell how the tiles lie are learned by the encoder too."""
+
+    indicators = (BEGIN, BREAK, LINE, TAG, END)
+
+    def image_ids(self, size: Size, text: Text) -> list[int]:
+        rows, columns = self.tiles(size)
+        row = [*([*TOKENS, BREAK] * columns)[:-1], LINE]
+        tiles = (row * rows)[:-1] if self.number(size) > 1 else []
+        return [BEGIN, *TOKENS, TAG, *tiles, END]
+
+    def embeddings(self, model: Any, ids: Tensor, features: list[Tensor]) -> Tensor:
+        embeddings = super().embeddings(model, ids, features)
+        learned = model.base_model.visual_embeddings_table.weight[-len(self.indicators) :]
+        for token, row in zip(self.indicators, learned, strict=True) if features else ():
+            embeddings = torch.where((ids == token)[:, None], row, embeddings)
+        return embeddings
 
 
 class Llama4(Tiled):
@@ -275,6 +309,49 @@ PERCEPTION_TOWER = vision("clip_vision_model", image=PIXELS, patch=PIXELS // SID
 TILED: tuple[Family, ...] = (
     Idefics3("idefics3", IDEFICS3),
     Idefics3("smolvlm", IDEFICS3),
+    GraniteDocling(
+        "granite_docling",
+        {
+            "vision_config": {
+                **{name: value for name, value in SQUARES.items() if name not in ("model_type", "vision_use_head")},
+                "out_hidden_size": 32,
+                "scale_factor": 2,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            "text_config": text(
+                "granite_docling_text",
+                num_hidden_layers=3,
+                attention_multiplier=0.35,
+                residual_multiplier=0.9,
+                embedding_multiplier=2.0,
+                logits_scaling=2.0,
+            ),
+            "image_token_id": IMAGE,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Ovis2(
+        "ovis2",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": PIXELS,
+                "patch_size": PIXELS // SIDE // 2,
+                "hidden_stride": 2,
+                "vocab_size": 40,
+                "num_visual_indicator_tokens": len(Ovis2.indicators),
+            },
+            "text_config": text("qwen2"),
+            "image_token_id": IMAGE,
+            "visual_indicator_token_ids": list(Ovis2.indicators),
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "tie_word_embeddings": False,
+        },
+    ),
     Tiled(
         "internvl",
         {

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .. import host
 from ..errors import BadValue
 from ..families.table import FROM_TOWER, Family
-from ..families.tiles import grouped, spans_of
+from ..families.tiles import grouped, run_length, spans_of
 from ..families.views import Item, Views
 from ..host import PIXELS, Modality
 from ..pruners.base import Method, Pruner, Selection
@@ -46,12 +46,14 @@ class Prompt:
     Args:
         ids: int64 [B, q].
         placeholders: of each modality, bool [B, q], where its visual tokens go.
+        text: bool [B, q], where there is text.
         valid: bool [B, q], what the attention mask does not hide.
         embeddings: floating [B, q, d], where they were given in the place of ids.
     """
 
     ids: Tensor
     placeholders: dict[Modality, Tensor]
+    text: Tensor
     valid: Tensor
     embeddings: Tensor | None = None
 
@@ -59,12 +61,9 @@ class Prompt:
     def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor, embeddings: Tensor | None = None) -> Prompt:
         """Of token ids int64 [B, q], of which those that are bool [B, q] are not hidden."""
         placeholders = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
-        return cls(ids, placeholders, valid, embeddings)
-
-    @property
-    def text(self) -> Tensor:
-        """bool [B, q], where there is text."""
-        return self.valid & ~(self.placeholders["image"] | self.placeholders["video"])
+        heard = ids == host.sound_token(model.config)
+        text = valid & ~(placeholders["image"] | placeholders["video"] | heard)
+        return cls(ids, placeholders, text, valid, embeddings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +145,8 @@ def gather(
     encoding = encoding_of(output)
     _check_signals(selector, model, modality, encoding)
     items = _items(family, model, modality, encoding, order)
+    if family.per_prompt:
+        items = [tile for item in items for tile in _tiles(item, run_length(placeholders))]
     sizes = [len(item) for item in items]
     _check_count(modality, placeholders, sizes)
     tiled, asks = family.joins is not None and modality == "image", "question" in selector.needs
@@ -231,7 +232,7 @@ def _over_all(selection: Selection, shown: Tensor) -> Selection:
 def _items(
     family: Family, model: PreTrainedModel, modality: Modality, encoding: Encoding, order: Sequence[int]
 ) -> list[Item]:
-    """The items, or their tiles, as they follow one another in the prompts."""
+    """The items that are not empty, as they follow one another in the prompts."""
     features = encoding.output[family.output]
     if family.project is not None:
         features = family.project(model, features)
@@ -242,25 +243,32 @@ def _items(
         if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
     }
     marked = marked_rows(features, family.mark(model)) if family.mark is not None and modality == "image" else None
-    items = []
-    for index in order:
-        told = {name: value[index] for name, value in arguments.items()}
-        tiles = [features[index]] if family.tile is None else features[index].split(family.tile(model))
-        # Where an item is all of a prompt, a prompt of text has an empty one.
-        read = {name: values[index].split([len(tile) for tile in tiles]) for name, values in encoding.signals.items()}
-        items += [
-            Item(
-                model,
-                tile,
-                told,
-                (index, number),
-                {name: values[number] for name, values in read.items()},
-                () if marked is None else marked[index],
-            )
-            for number, tile in enumerate(tiles)
-            if len(tile)
-        ]
-    return items
+    return [
+        Item(
+            model,
+            features[index],
+            {name: value[index] for name, value in arguments.items()},
+            (index, 0),
+            {name: values[index] for name, values in encoding.signals.items()},
+            () if marked is None else marked[index],
+        )
+        for index in order
+        if len(features[index])  # where an item is all of a prompt, a prompt of text has an empty one
+    ]
+
+
+def _tiles(item: Item, length: int) -> list[Item]:
+    """An item that is all tiles of a prompt, of so many tokens each, tile by tile."""
+    signals = {name: values.split(length) for name, values in item.signals.items()}
+    return [
+        replace(
+            item,
+            features=tile,
+            key=(item.key[0], number),
+            signals={name: values[number] for name, values in signals.items()},
+        )
+        for number, tile in enumerate(item.features.split(length))
+    ]
 
 
 def _as_tensor(argument: tuple[str, Any]) -> tuple[str, Any]:

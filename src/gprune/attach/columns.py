@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ..host import ALIGNED, LOGITS, TOKEN_TYPES
+from ..host import ALIGNED, EXPERT_TYPES, LOGITS, TOKEN_TYPES
 from .conversation import CacheState
 from .positions import read_positions, token_row
 
@@ -99,9 +99,11 @@ def own_types(call: dict[str, Any]) -> dict[str, Any]:
 def all_types(call: dict[str, Any], cached: int) -> dict[str, Any]:
     """A call whose token types cover `cached` columns before those of input_ids too.
 
-    Families that look types up do it by column of the cache, where anything but text is done with.
+    Families that look types up do it by column of the cache, where anything but text is done with; experts are chosen
+    for the tokens of a call alone.
     """
-    return {**call, **{name: pad(call[name], (cached, 0)) for name in TOKEN_TYPES if call.get(name) is not None}}
+    types = {name: call[name] for name in TOKEN_TYPES if name != EXPERT_TYPES and call.get(name) is not None}
+    return {**call, **{name: pad(own, (cached, 0)) for name, own in types.items()}}
 
 
 def drop_columns(

@@ -166,6 +166,8 @@ def encode_call(
             inputs = {name: call[name] for name in host.encoder_arguments(model, modality) if name in call}
             outputs[modality] = host.encode(model, modality, **inputs)
             host.check_encoded(outputs[modality], modality, (host.UNPOOLED,))
+            if not hasattr(outputs[modality], _ATTRIBUTE):  # no run in force, as for `verify`
+                setattr(outputs[modality], _ATTRIBUTE, Encoding(inputs, dict(outputs[modality])))
             call = {name: value for name, value in call.items() if name != PIXELS[modality]}
         # generate() rebuilds the output with little but the pooled features when it cuts it for chunked prefill.
         if outputs[modality].get(host.UNPOOLED) is None:

@@ -270,6 +270,8 @@ class LayerHooks:
         narrowed[host.ROPE] = narrow(rope) if isinstance(rope, Tensor) else tuple(map(narrow, rope))
         if kwargs.get("position_ids") is not None:
             narrowed["position_ids"] = take(kwargs["position_ids"], new.index, batch=-2, dim=-1)
+        if kwargs.get(host.EXPERT_TYPES) is not None:
+            narrowed[host.EXPERT_TYPES] = take(kwargs[host.EXPERT_TYPES], new.index, batch=-2, dim=-1)
         whole = cached or Left.all(len(new.index), call.start, new.index.device)
         call.written[index] = whole.then(call.start, new)
         return (states, *args[1:]), narrowed
@@ -409,5 +411,7 @@ def pair_cost(config: Any) -> float:
     width = heads * (getattr(config, "head_dim", None) or hidden // heads)
     groups = width * (getattr(config, "num_key_value_heads", None) or heads) // heads
     active = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
-    inner = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) * active
-    return 4 * width / (2 * (2 * hidden * width + 2 * hidden * groups + 3 * hidden * inner))
+    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    if not isinstance(inner, int):  # of experts for text, then of those for images
+        inner = max(inner)
+    return 4 * width / (2 * (2 * hidden * width + 2 * hidden * groups + 3 * hidden * inner * active))

@@ -134,6 +134,11 @@ def _padded(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"the inputs carry no image, only {', '.join(inputs)}; accepted are prompts with images; add one"
         )
+    if (inputs["input_ids"] == host.sound_token(model.config)).any():
+        raise ValueError(
+            "the prompts hold sounds, which this check does not pass on; accepted are prompts with images or videos "
+            "alone; leave the sounds out"
+        )
     call, outputs = encode_call(model, inputs, carried)
     told = {name: value for each in outputs.values() for name, value in encoding_of(each).arguments.items()}
     ids = call["input_ids"]

@@ -54,6 +54,17 @@ def merged(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tenso
     return values[0].view(count, -1, values.shape[-1]).mean(1)
 
 
+def merged_over_frames(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
+    """A token is the mean of patches that follow each other, and of those at their place in the next frames."""
+    vision = base.config.vision_config
+    videos = values[0].split(arguments["video_grid_thw"].prod(1).tolist())
+    means = [
+        video.unflatten(0, (int(frames) // vision.temporal_merge_size, vision.temporal_merge_size, -1)).mean(1)
+        for video, frames in zip(videos, arguments["video_grid_thw"][:, 0], strict=True)
+    ]
+    return merged(base, torch.cat([video.flatten(0, 1) for video in means])[None], arguments, count)
+
+
 def merged_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
     """A token is the mean of patches that follow each other, of a number that each image says."""
     images = values[0].split(arguments["image_grid_thw"].prod(1).tolist())
@@ -74,6 +85,17 @@ def merged_in_windows(base: Any, values: Tensor, arguments: Arguments, count: in
         windows = (place[:, 0] * rows + place[:, 1] // window) * across + place[:, 2] // window
         order = torch.cat([order, windows.argsort(stable=True) + len(order)])
     return merged(base, values, arguments, count)[order.argsort().to(values.device)]
+
+
+def pooled_lines(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
+    """A token is the mean of a square of patches; a learned row, NaN, ends every line."""
+    grids = arguments["image_grid_thw" if "image_grid_thw" in arguments else "video_grid_thw"].tolist()
+    merge = base.config.vision_config.spatial_merge_size
+    images = []
+    for (frames, height, _), image in zip(grids, values[0].split([math.prod(grid) for grid in grids]), strict=True):
+        squares = _squares(image.unflatten(0, (frames, -1)), height, merge**2).unflatten(1, (height // merge, -1))
+        images.append(pad(squares, (0, 0, 0, 1), value=torch.nan).flatten(0, 2))
+    return torch.cat(images)
 
 
 def packed(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:

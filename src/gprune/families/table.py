@@ -19,10 +19,12 @@ from .patches import (
     merged,
     merged_by_size,
     merged_in_windows,
+    merged_over_frames,
     packed,
     patches,
     pooled,
     pooled_by_size,
+    pooled_lines,
     resized_frames,
     without_class_token,
 )
@@ -33,7 +35,9 @@ from .views import (
     base_and_lines,
     frames,
     frames_and_newline,
+    frames_in_lines,
     lines_then_base,
+    merged_frames,
     newline,
     queries_of_tiles,
     tiles_then_whole,
@@ -61,11 +65,11 @@ _UNNUMBERED = (
 _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
-_LEVELS_OF_ITS_OWN = "its LLM is given features of several layers of the tower, in a way that gprune does not read"
+_ZEROS = "its image tokens are zeros, to which layers of its LLM add features, each others: there is no one to rank by"
 _DISTANCES = "its LLM weighs tokens by how many others lie between them, which dropping tokens changes"
-_LINE_ENDS = "its encoder puts learned line ends between the tokens of an image, in a layout that gprune does not read"
+_OTHER_PROMPTS = "its position ids count images over all prompts of a batch, so that answers depend on other prompts"
 _SOUNDS = "its prompt may hold sounds, which gprune was not tested with"
-_THINKER = "its thinker numbers images, videos and sounds together, and gprune does not know of sounds"
+_TALKER = "its talker reads what the thinker made of every token; attach to model.thinker, which answers in text"
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Family:
         llm: whether the LLM is a stack of layers with full attention, between which tokens can be dropped.
         tiling: how many visual tokens an image has: as many as any other, or as `tiling` works out of its size;
             None: that does not follow from its size alone.
-        tile: (model) -> tokens per tile, where the encoder returns all tiles of a prompt as one item.
+        per_prompt: whether the encoder returns all tiles of a prompt as one item; then each has a run of placeholders.
         mark: (model) -> the learned row, [d], whose copies among an item's features tell how it is laid out.
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
@@ -117,7 +121,7 @@ class Family:
     unmergeable: str = _NEIGHBOURS
     llm: bool = False
     tiling: Literal["whole", "any resolution"] | None = None
-    tile: Callable[[PreTrainedModel], int] | None = None
+    per_prompt: bool = False
     mark: Callable[[PreTrainedModel], Tensor] | None = None
     output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
@@ -126,12 +130,6 @@ class Family:
     since: str = "5.19"
     broken: str = ""
     refused: str = ""
-
-
-def _shuffled_tile(model: PreTrainedModel) -> int:
-    """Tokens of a tile of Idefics3 after its pixel shuffle."""
-    vision = model.config.vision_config
-    return int((vision.image_size // vision.patch_size // model.config.scale_factor) ** 2)
 
 
 def _projector(model: PreTrainedModel, features: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ _LLAVA_NEXT = Family(
     tiling="any resolution",
 )
 _TILES = Family(joins=adjacent, llm=True)
-_TILES_PER_PROMPT = Family(joins=overview_last, tile=_shuffled_tile, tower=Tower("vision_model", pooled), llm=True)
+_TILES_PER_PROMPT = Family(joins=overview_last, per_prompt=True, tower=Tower("vision_model", pooled), llm=True)
 _GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
@@ -188,7 +186,12 @@ FAMILIES: dict[str, Family] = {
     "diffusion_gemma": Family(refused="it denoises blocks of text, in the place of one token after the other"),
     "dots3_note": Family(refused=_SOUNDS),
     "emu3": Family(refused=_CODEBOOK),
-    "ernie4_5_vl_moe": Family(refused="its experts take tokens by their kind, which gprune was not tested with"),
+    "ernie4_5_vl_moe": Family(
+        video=merged_frames,
+        tower=Tower("vision_tower", merged, merged_over_frames),
+        llm=True,
+        rope_3d=True,
+    ),
     "exaone4_5": Family(refused=_UNNUMBERED),
     "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
     "florence2": Family(refused=_ENCODER_DECODER),
@@ -205,10 +208,16 @@ FAMILIES: dict[str, Family] = {
     "glm_ocr": _GLM,
     "glmga": _GLM,
     "got_ocr2": _TILES,
-    "granite4_vision": Family(refused=_LEVELS_OF_ITS_OWN),
-    "granite_docling": Family(refused=_LEVELS_OF_ITS_OWN),
-    "hunyuan_vl": Family(refused=_LINE_ENDS),
-    "hy_v4_vl": Family(refused=_LINE_ENDS),
+    "granite4_vision": Family(refused=_ZEROS),
+    "granite_docling": replace(_TILES_PER_PROMPT, joins=overview_first, facts=("deepstack levels",)),
+    "hunyuan_vl": Family(refused=_OTHER_PROMPTS),
+    "hy_v4_vl": Family(
+        frames_in_lines,
+        video=frames_in_lines,
+        tower=Tower("vision_tower", pooled_lines, pooled_lines),
+        rope_3d=True,
+        facts=_MIXED,
+    ),
     "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),
@@ -254,20 +263,20 @@ FAMILIES: dict[str, Family] = {
     "muse_glimmer": Family(video=frames, facts=_MIXED),
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
-    "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
+    "ovis2": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled), llm=True),
     "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
     "qianfan_ocr": replace(_TILES, tower=_POOLED),
-    "qwen2_5_omni": Family(refused=_THINKER),
-    "qwen2_5_omni_thinker": Family(refused=_THINKER),
+    "qwen2_5_omni": Family(refused=_TALKER),
+    "qwen2_5_omni_thinker": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_5_vl": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_vl": _QWEN,
     "qwen3_5": _LINEAR,
     "qwen3_5_moe": _LINEAR,
-    "qwen3_omni_moe": Family(refused=_THINKER),
-    "qwen3_omni_moe_thinker": Family(refused=_THINKER),
+    "qwen3_omni_moe": Family(refused=_TALKER),
+    "qwen3_omni_moe_thinker": _DEEPSTACK,
     "qwen3_vl": _DEEPSTACK,
     "qwen3_vl_moe": _DEEPSTACK,
     "qwen4_exp": _LINEAR,

@@ -47,6 +47,16 @@ def _introductions(ids: Tensor, spans: Sequence[Span]) -> list[int]:
     return [int(ids[row, first - 1]) if first else -1 for row, first, _ in spans]
 
 
+def run_length(placeholders: Tensor) -> int:
+    """How many placeholders follow one another without a token between them in the first prompt that has any.
+
+    Args:
+        placeholders: bool [B, q], at least one of them True.
+    """
+    prompt = placeholders[placeholders.any(dim=1)][0].long()
+    return int(prompt[prompt.argmax() :].cumprod(0).sum())
+
+
 def spans_of(placeholders: Tensor, sizes: Sequence[int]) -> list[Span]:
     """Where the placeholders of every item stand: bool [B, q], tokens per item in order -> a span per item."""
     places = placeholders.nonzero()

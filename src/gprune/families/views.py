@@ -81,6 +81,34 @@ def frames_and_newline(item: Item) -> tuple[View, ...]:
     return frames(Item(item.model, item.features[:-1], item.arguments, item.key))
 
 
+def merged_frames(item: Item) -> tuple[View, ...]:
+    """One view for as many frames of a video as a token shows together."""
+    grid = item.arguments.get("video_grid_thw")
+    if grid is None:
+        return unordered(item)
+    together = item.model.config.vision_config.temporal_merge_size
+    frames_of = {"video_grid_thw": torch.cat([grid[:1] // together, grid[1:]])}
+    return frames(Item(item.model, item.features, frames_of, item.key))
+
+
+def frames_in_lines(item: Item) -> tuple[View, ...]:
+    """One view per frame, in lines that each end in a learned row; these are fixed.
+
+    Raises:
+        ValueError: the features were made elsewhere, so that nothing tells how long the lines are.
+    """
+    if item.size == (1, 1):
+        raise ValueError(
+            f"the grid of an image of {len(item)} visual tokens is not known: its features were encoded while no "
+            f"pruner was attached; {item.model.config.model_type} puts learned rows between them, of which none may "
+            f"be dropped; pass the pixels, or encode while the pruner is attached"
+        )
+    merge = item.model.config.vision_config.spatial_merge_size
+    height, width = (length // merge for length in item.size)
+    rows = torch.arange(len(item), device=item.features.device).view(item.frames, height, width + 1)
+    return tuple(View(frame.flatten(), (height, width)) for frame in rows[..., :-1])
+
+
 def unordered(item: Item) -> tuple[View, ...]:
     """One view of tokens that have no place in the picture, such as those of a resampler."""
     return (View(torch.arange(len(item), device=item.features.device)),)
