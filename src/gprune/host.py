@@ -288,7 +288,10 @@ def encoder_arguments(model: PreTrainedModel, modality: Modality) -> list[str]:
 
 
 def check_encoder(model: PreTrainedModel, modality: Modality, fields: Sequence[str]) -> None:
-    """Raise UnsupportedModel unless the encoder is there and says that it returns these fields."""
+    """Raise UnsupportedModel unless the encoder is there and says that it returns these fields.
+
+    Those of videos do not all say so truly; what they return is checked when they are called (`check_encoded`).
+    """
     encoder = encoder_of(model, modality)
     base = type(model.base_model).__name__
     if encoder is None:

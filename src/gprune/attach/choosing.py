@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from transformers.utils import ModelOutput
 
 from .. import host
 from ..errors import BadValue
-from ..families.table import FROM_TOWER, Family
+from ..families.table import FAMILIES, FROM_TOWER, Family
 from ..families.tiles import grouped, spans_of
 from ..families.views import Item, Views
-from ..host import PIXELS, Modality
+from ..host import Modality
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import Mask, View, VisualTokens
 from .encoding import Encoding, encoding_of, prompt_order
@@ -57,8 +58,8 @@ class Prompt:
     @classmethod
     def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor, embeddings: Tensor | None = None) -> Prompt:
         """Of token ids int64 [B, q], of which those that are bool [B, q] are not hidden."""
-        placeholders = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
-        return cls(ids, placeholders, valid, embeddings)
+        family = FAMILIES[model.config.model_type]
+        return cls(ids, family.placeholders(model.config, ids), valid, embeddings)
 
     @property
     def text(self) -> Tensor:
@@ -234,12 +235,7 @@ def _items(
     features = encoding.output[family.output]
     if family.project is not None:
         features = family.project(model, features)
-    # Read off the device at once, not image by image.
-    arguments = {
-        name: value if value.is_floating_point() else value.cpu()
-        for name, value in encoding.arguments.items()
-        if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
-    }
+    arguments = _per_item(encoding.arguments, len(features))
     marked = marked_rows(features, family.mark(model)) if family.mark is not None and modality == "image" else None
     items = []
     for index in order:
@@ -260,6 +256,22 @@ def _items(
             if len(tile)
         ]
     return items
+
+
+def _per_item(arguments: Mapping[str, Any], count: int) -> dict[str, Sequence[Tensor]]:
+    """Of an encoder's arguments those with a value for each of `count` items; read off the device at once."""
+    found: dict[str, Sequence[Tensor]] = {}
+    frames = arguments.get("num_frames_per_video")
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.ndim:
+            value = value if value.is_floating_point() else value.cpu()
+            if frames is not None and name != "num_frames_per_video":
+                value = value.split(frames.tolist())
+            if len(value) == count:
+                found[name] = value
+        elif isinstance(value, list) and len(value) == count:
+            found[name] = value
+    return found
 
 
 def marked_rows(features: Sequence[Tensor] | Tensor, mark: Tensor) -> list[list[int]]:

@@ -26,15 +26,32 @@ from .patches import (
     resized_frames,
     without_class_token,
 )
+from .placeholders import Placeholders, between_marks, by_token, of_either
 from .tiles import Joins, adjacent, overview_last
-from .views import Views, base_and_lines, frames, frames_and_newline, newline, two_resolutions, unordered
+from .views import (
+    Views,
+    averaged,
+    base_and_lines,
+    frames,
+    frames_and_newline,
+    newline,
+    placed_frames,
+    sifted_frames,
+    two_resolutions,
+    unordered,
+)
 
 MIDDLE: Need = "middle attention"
 FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
 """What a method can need to know of the vision tower."""
 
 NO_PLACE = "its views do not show the whole picture"
-NO_VIDEO = "its videos cannot be pruned by gprune"
+NO_FRAMES: dict[Views | None, str] = {
+    None: "its videos cannot be pruned by gprune",
+    averaged: "its encoder averages the frames of a clip, so that none comes before another",
+    sifted_frames: "its processor has left out tokens that are like those of the frame before already",
+}
+"""Why the frames of videos that have such views cannot be compared."""
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
@@ -81,6 +98,7 @@ class Family:
         views: of an item of the image encoder's output.
         joins: which neighbouring items are tiles of one image; None: each item is an image.
         video: the views of an item of the video encoder's output; None: videos cannot be pruned.
+        placeholders: where the visual tokens of images and of videos go.
         tower: how attention and keys of the vision tower are read; None: they cannot be.
         projector: of the base model, the part that makes one visual token of one patch, so that tokens can be merged
             in the tower before it; empty: they cannot be.
@@ -102,6 +120,7 @@ class Family:
     views: Views = frames
     joins: Joins | None = None
     video: Views | None = None
+    placeholders: Placeholders = by_token
     tower: Tower | None = None
     projector: str = ""
     unmergeable: str = _NEIGHBOURS
@@ -148,8 +167,8 @@ _LLAVA_NEXT = Family(
 )
 _TILES = Family(joins=adjacent, llm=True)
 _TILES_PER_PROMPT = Family(joins=overview_last, tile=_shuffled_tile, tower=Tower("vision_model", pooled), llm=True)
-_GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
-_QWEN = replace(_GLM, video=frames)
+_QWEN = Family(video=frames, tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
+_GLM = replace(_QWEN, placeholders=of_either)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
@@ -182,12 +201,12 @@ FAMILIES: dict[str, Family] = {
     "fuyu": Family(refused="line breaks in its prompt alone tell the shape of an image"),
     "gemma3": Family(tower=Tower("vision_tower", pooled), facts=_MIXED),
     "gemma3n": Family(refused="its vision tower comes from timm, with which gprune was not tested"),
-    "gemma4": Family(facts=_MIXED),
-    "gemma4_unified": Family(facts=_MIXED),
+    "gemma4": Family(video=placed_frames, facts=_MIXED),
+    "gemma4_unified": Family(video=placed_frames, facts=_MIXED),
     "glm46v": _GLM,
     "glm4v": _GLM,
     "glm4v_moe": _GLM,
-    "glm5_next": Family(tower=Tower("visual", merged, merged), facts=_MIXED),
+    "glm5_next": Family(video=frames, placeholders=between_marks, tower=Tower("visual", merged, merged), facts=_MIXED),
     "glm_image": Family(refused=_CODEBOOK),
     "glm_ocr": _GLM,
     "glmga": _GLM,
@@ -209,7 +228,7 @@ FAMILIES: dict[str, Family] = {
     "janus": Family(
         tower=Tower("vision_model", patches), unmergeable="its vision tower is of a kind of its own", llm=True
     ),
-    "kimi_k25": Family(llm=True),
+    "kimi_k25": Family(video=averaged, llm=True),
     "kosmos-2": Family(refused=_RESAMPLER),
     "kosmos-2.5": Family(refused=_RESAMPLER),
     "lfm2_vl": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled_by_size), facts=_MIXED),
@@ -242,7 +261,7 @@ FAMILIES: dict[str, Family] = {
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
     "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
-    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
+    "paddleocr_vl": replace(_QWEN, video=None, tower=Tower("visual", pooled_by_size), since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
@@ -263,7 +282,7 @@ FAMILIES: dict[str, Family] = {
     "step3p7": Family(refused=_VIEWS_IN_ONE_ITEM),
     "t5gemma2": Family(refused=_ENCODER_DECODER),
     "unlimited_ocr": Family(refused=_VIEWS_IN_ONE_ITEM),
-    "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
+    "video_llama_3": Family(video=sifted_frames, tower=Tower("vision_model", merged_by_size, merged_by_size), llm=True),
     "video_llava": replace(_LLAVA, tower=Tower("image_tower", without_class_token(patches)), tiling=None, since="5.23"),
     "vipllava": _LLAVA,
 }
@@ -309,8 +328,8 @@ def families_of(method: Method) -> list[str]:
 def _missing(method: Method, row: Family) -> str | None:
     if "place" in method.needs and (row.joins is not None or row.views is unordered):
         return NO_PLACE
-    if "frames" in method.needs and row.video is None:
-        return NO_VIDEO
+    if "frames" in method.needs and row.video in NO_FRAMES:
+        return NO_FRAMES[row.video]
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
         return "its vision tower cannot be read by gprune"
     if method.acts == "in the tower" and not row.projector:
