@@ -319,6 +319,10 @@ MASK_MAKER = "create_masks_for_generate"
 """The model's own function, if it has one, that makes the mask of a static cache for `generate()`."""
 
 
+PREPARE = "prepare_inputs_for_generation"
+"""The model's method by which `generate()` makes the arguments of forward."""
+
+
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:
     """What `generate()` makes a 4-D mask with when the cache is static."""
     return getattr(model, MASK_MAKER, create_masks_for_generate)

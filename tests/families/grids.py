@@ -91,6 +91,19 @@ class VideoOfImages(Stamped):
         return (ids == IMAGE) * (1 + ((ids == FIRST).cumsum(-1) > (ids == LAST).cumsum(-1)).long())
 
 
+class ClipsOfText(Flat):
+    """The frames of a video follow each other without text between them, and are numbered like text."""
+
+    takes_videos = True
+
+
+class HyperClovaX(ClipsOfText):
+    """Logits are scaled."""
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return super().logits(model, ids, arguments) * model.config.text_config.logits_scaling
+
+
 class LightOnOcr(Grid):
     """Images of a batch are padded to the largest."""
 
@@ -251,6 +264,20 @@ class Gemma4(Gemma4Unified):
 
 
 PIXTRAL = vision("pixtral", image=Grid.most * CELL, patch=PATCH, head_dim=12)
+WINDOWED = {
+    "depth": 2,
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "temporal_patch_size": FRAMES,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+}
+"""A tower whose layers but some see windows alone."""
+
 SPARSE = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -290,6 +317,38 @@ GRIDS: tuple[Family, ...] = (
             "spatial_merge_size": MERGE,
             "tie_word_embeddings": False,
         },
+    ),
+    ClipsOfText(
+        "exaone4_5",
+        {
+            "vision_config": WINDOWED | {"num_key_value_heads": 1},
+            "text_config": text(
+                "exaone4",
+                num_hidden_layers=3,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                sliding_window=512,
+            ),
+            **IMAGE_AND_VIDEO,
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
+    HyperClovaX(
+        "hyperclovax_vision_v2",
+        {
+            "vision_config": WINDOWED | {"model_type": "qwen2_5_vl_vision"},
+            "text_config": text(
+                "hyperclovax",
+                embedding_multiplier=2.0,
+                logits_scaling=0.5,
+                residual_multiplier=0.7,
+                attention_multiplier=0.3,
+            ),
+            **IMAGE_AND_VIDEO,
+            "tie_word_embeddings": False,
+        },
+        before=(BEGIN,),
+        after=(END,),
     ),
     Stamped(
         "lfm3_vl",

@@ -60,9 +60,6 @@ _QUERIES = "its Q-Former already condenses every image to a few query tokens"
 _RESAMPLER = "its resampler already condenses every image to a few query tokens"
 _CROSS_ATTENTION = "images reach its LLM by cross-attention, so that they take no place in the prompt"
 _ENCODER_DECODER = "in an encoder-decoder model, images are not in the prompt of the part that generates"
-_UNNUMBERED = (
-    "its generate() hands no position ids on, which tell tokens that a pruned cache holds already from new ones"
-)
 _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
@@ -111,6 +108,7 @@ class Family:
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
         rope_3d: whether tokens are numbered by time, height and width.
+        numbered: whether `generate()` hands position ids on to forward.
         facts: what a config of the family says, so that its absence means something else than none.
         since: the first version of transformers whose forward takes fewer visual tokens than an image has.
         broken: the version of transformers in which the family does not work at all, with or without a pruner.
@@ -131,6 +129,7 @@ class Family:
     output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
     rope_3d: bool = False
+    numbered: bool = True
     facts: tuple[host.Fact, ...] = ()
     since: str = "5.19"
     broken: str = ""
@@ -195,7 +194,9 @@ FAMILIES: dict[str, Family] = {
     "dots3_note": Family(refused=_SOUNDS),
     "emu3": Family(refused=_CODEBOOK),
     "ernie4_5_vl_moe": Family(refused="its experts take tokens by their kind, which gprune was not tested with"),
-    "exaone4_5": Family(refused=_UNNUMBERED),
+    "exaone4_5": Family(
+        video=frames, tower=_WINDOWS, numbered=False, facts=("kinds of layers", "layers without windows")
+    ),
     "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
     "florence2": Family(refused=_ENCODER_DECODER),
     "fuyu": Family(refused="line breaks in its prompt alone tell the shape of an image"),
@@ -215,7 +216,13 @@ FAMILIES: dict[str, Family] = {
     "granite_docling": Family(refused=_LEVELS_OF_ITS_OWN),
     "hunyuan_vl": Family(refused=_LINE_ENDS),
     "hy_v4_vl": Family(refused=_LINE_ENDS),
-    "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
+    "hyperclovax_vision_v2": Family(
+        video=frames,
+        tower=Tower("vision_model", merged_in_windows, merged_in_windows),
+        llm=True,
+        numbered=False,
+        facts=("layers without windows",),
+    ),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),
     "idefics3": _TILES_PER_PROMPT,
