@@ -12,6 +12,7 @@ from families import BATCH, FAMILIES, IMAGE, Inputs, prompt_of
 from reference import kept_prompts, text_logits
 from torch import Tensor
 
+from gprune import host
 from gprune.pruners import GPrune
 from gprune.pruners.base import Positions
 
@@ -187,7 +188,7 @@ def test_guidance_away_from_another_prompt(name: str) -> None:
     wanted = kept_prompts(family, model, pruner, prompt, BATCH[1:2])[0]
     unwanted = kept_prompts(family, model, pruner, negative, ((),))[0]
     settings = {"guidance_scale": scale, "negative_prompt_ids": ids}
-    if hasattr(model.base_model, "rope_deltas"):
+    if host.has_rope_3d(model):
         settings["use_cache"] = False
         with pytest.raises(RuntimeError, match=r"shapes|Sizes"):  # stock fails by itself
             model.generate(**prompt, **settings | {"use_cache": True}, max_new_tokens=2)

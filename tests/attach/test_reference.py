@@ -22,17 +22,9 @@ STEPS = 9
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 EVERYTHING = Uniform(keep=1.0)
 ONE_SIZE = {family.name for family in SQUARE} | {"perception_lm"}
-NEED_IDS = {
-    "gemma3",
-    "gemma4",
-    "gemma4_unified",
-    "paligemma",
-    "molmo2",
-    "qwen4_exp",
-    "exaone4_5",
-    "hyperclovax_vision_v2",
-}
-"""Families in which tokens see what comes after them, or are looked up anew inside the LLM, or that take no embeddings."""
+NEED_IDS = {"gemma3", "gemma4", "gemma4_unified", "paligemma", "molmo2", "qwen4_exp"}
+"""Families in which tokens see what comes after them, or are looked up anew inside the LLM."""
+NEED_IDS |= {"exaone4_5", "hyperclovax_vision_v2"}  # whose generate() takes no embeddings
 EMBEDDABLE = [
     family for name, family in FAMILIES.items() if name not in NEED_IDS and "deepstack levels" not in TABLE[name].facts
 ]
