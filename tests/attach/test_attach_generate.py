@@ -21,7 +21,7 @@ DRAFTED = present(*MAIN, "gemma4", "glm4v", "molmo2")
 SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS}
 
 RECURRENT = dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp", "glm5_next"), "5.20")
-REPEATS = {"aria": "5.21", "muse_glimmer": "5.20", "muse_spark": "5.20"} | RECURRENT
+REPEATS = {"aria": "5.21", "muse_glimmer": "5.20", "muse_spark": "5.20", "exaone4_5": "5.20"} | RECURRENT
 """The first transformers that repeats the prompts of a family rightly."""
 
 MODES: dict[str, dict[str, Any]] = {

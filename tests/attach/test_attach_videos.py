@@ -22,7 +22,8 @@ SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS,
 MIXED: tuple[tuple[Media, ...], ...] = ((), ((4, (30, 18)), (40, 40), (4, (20, 40))), ((20, 40),))
 
 
-BEAMS = dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp", "muse_glimmer", "muse_spark"), "5.20")
+MIXED_UP = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "muse_glimmer", "muse_spark", "glm5_next", "exaone4_5")
+BEAMS = dict.fromkeys(MIXED_UP, "5.20")
 RIGHT_SINCE = {"llava_next_video": "5.20"} | BEAMS
 """Before, stock lays the frames out otherwise, which is refused, or mixes beams up."""
 

@@ -6,6 +6,8 @@ import math
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Generator, Tensor
 
 from .base import Family, Layout, Size, Text, Video, is_visual
@@ -191,7 +193,7 @@ class KimiK25(Flat):
     """Pixels come as patches, row by row; a token shows all frames of a clip."""
 
     reads_placeholders = False
-    takes_videos = True
+    takes_videos = Version(transformers.__version__) >= Version("5.24")
 
     def video_layout(self, video: Video) -> Layout:
         return self.image_layout(video[1])
