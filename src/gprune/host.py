@@ -343,7 +343,10 @@ def encoder_arguments(model: PreTrainedModel, modality: Modality) -> list[str]:
 
 
 def check_encoder(model: PreTrainedModel, modality: Modality, fields: Sequence[str]) -> None:
-    """Raise UnsupportedModel unless the encoder is there and says that it returns these fields."""
+    """Raise UnsupportedModel unless the encoder is there and says that it returns these fields.
+
+    Those of videos do not all say so truly; what they return is checked when they are called (`check_encoded`).
+    """
     encoder = encoder_of(model, modality)
     base = type(model.base_model).__name__
     if encoder is None:
@@ -369,6 +372,10 @@ def check_encoded(output: Any, modality: Modality, fields: Sequence[str]) -> Non
 
 MASK_MAKER = "create_masks_for_generate"
 """The model's own function, if it has one, that makes the mask of a static cache for `generate()`."""
+
+
+PREPARE = "prepare_inputs_for_generation"
+"""The model's method by which `generate()` makes the arguments of forward."""
 
 
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:

@@ -84,7 +84,8 @@ def known_tokens(
                     output = encoder_output(model, prompt, "video" if video else "image") if own else None
                     for name in FROM_TOWER if own else ():
                         counts = [family.layout(one)[0] for one in own]
-                        read.setdefault(name, []).extend(signals(output, name).split(counts))
+                        values = family.shown_rows(signals(output, name), prompt if video else {})
+                        read.setdefault(name, []).extend(values.split(counts))
         order = sorted(range(len(media)), key=lambda i: is_video(media[i]))  # images first, as they were read
         for i, (one, own_features) in enumerate(zip(media, features, strict=True)):
             tokens = family.tokens(own_features, one)

@@ -26,7 +26,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tok
 LIKE_TEXT = ("cosmos3_edge", "minicpmv4_7", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
 """Families whose own generate() numbers images like text that are added to a cache, as all did before 5.23."""
 
-MROPE = [name for name, family in FAMILIES.items() if hasattr(family.model().base_model, "rope_deltas")]
+MROPE = [name for name, family in FAMILIES.items() if host.has_rope_3d(family.model())]
 CASES: list[tuple[str, Positions]] = [(name, "original") for name in FAMILIES] + [(name, "contiguous") for name in MAIN]
 MARKS = {BEGIN, END, LINE, BREAK, TAG, GLOBAL}
 close = {"rtol": 0, "atol": 2e-5}

@@ -12,6 +12,7 @@ from families import BATCH, FAMILIES, IMAGE, Inputs, prompt_of
 from reference import kept_prompts, text_logits
 from torch import Tensor
 
+from gprune import host
 from gprune.pruners import GPrune
 from gprune.pruners.base import Positions
 
@@ -20,7 +21,7 @@ DRAFTED = present(*MAIN, "gemma4", "glm4v", "molmo2")
 SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS}
 
 RECURRENT = dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp", "glm5_next"), "5.20")
-REPEATS = {"aria": "5.21", "muse_glimmer": "5.20", "muse_spark": "5.20"} | RECURRENT
+REPEATS = {"aria": "5.21", "muse_glimmer": "5.20", "muse_spark": "5.20", "exaone4_5": "5.20"} | RECURRENT
 """The first transformers that repeats the prompts of a family rightly."""
 
 MODES: dict[str, dict[str, Any]] = {
@@ -189,7 +190,7 @@ def test_guidance_away_from_another_prompt(name: str) -> None:
     wanted = kept_prompts(family, model, pruner, prompt, BATCH[1:2])[0]
     unwanted = kept_prompts(family, model, pruner, negative, ((),))[0]
     settings = {"guidance_scale": scale, "negative_prompt_ids": ids}
-    if hasattr(model.base_model, "rope_deltas"):
+    if host.has_rope_3d(model):
         settings["use_cache"] = False
         with pytest.raises(RuntimeError, match=r"shapes|Sizes"):  # stock fails by itself
             model.generate(**prompt, **settings | {"use_cache": True}, max_new_tokens=2)

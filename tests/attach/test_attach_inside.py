@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import cache_of, with_cache
-from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
+from families import BATCH, FAMILIES, IMAGE, Family, is_video, prompt_of
 from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed
 
 from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel, V2Drop
@@ -137,15 +137,17 @@ def test_chain_equals_full_recompute(name: str, positions: Any) -> None:
         assert image.scores is not None and torch.equal(image.scores.nan_to_num(), alone.scores.nan_to_num())
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "glm4v", "kimi_k25", "video_llama_3"])
 def test_videos_beside_images(name: str) -> None:
     family = DEEPER[name]
-    model, inputs = family.model(), family.video_inputs()
-    runs = [greedy_inside(model, prompt, 3) for prompt in inside(family, SHARES["fastv"], inputs, VIDEOS)]
+    prompts = family.shown()
+    model, inputs = family.model(), family.inputs(prompts)
+    runs = [greedy_inside(model, prompt, 3) for prompt in inside(family, SHARES["fastv"], inputs, prompts)]
     with FastV(keep=0.7)(model) as run:
         output = model.generate(**inputs, max_new_tokens=3, **GREEDY)
     torch.testing.assert_close(torch.stack(output.logits, 1), torch.stack([logits for logits, _ in runs]), **close)
-    for shown, report in zip([VIDEOS[1][0], VIDEOS[0][0], VIDEOS[1][1]], [*run.images, *run.videos], strict=True):
+    media = sorted((one for prompt in prompts for one in prompt), key=is_video)
+    for shown, report in zip(media, [*run.images, *run.videos], strict=True):
         size = family.layout(shown)[0]
         assert report.per_layer == (size, size, int(0.4 * size + 1e-6), int(0.4 * size + 1e-6))
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
-from decoding import cache_of, with_cache
-from families import FAMILIES, IMAGE, Inputs, prompt_of
+from decoding import cache_of, present, with_cache
+from families import FAMILIES, IMAGE, Family, Inputs, prompt_of
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -142,12 +142,12 @@ def inference() -> Iterator[None]:
         yield
 
 
-def outcome(name: str, method: Method) -> str:
+def outcome(name: str, method: Method, family: Family = FAMILY) -> str:
     """What a way to generate makes of a method, beside greedy decoding of every prompt alone."""
     if name == ANEW and method.acts == "in the LLM":
         return "ranks anew"
     way = WAYS[name]
-    model, inputs = FAMILY.model(), FAMILY.inputs()
+    model, inputs = family.model(), family.inputs()
     with method(model):
         expected = each(generating())(model, inputs)
         try:
@@ -169,6 +169,32 @@ def test_beams_are_those_of_every_prompt_alone() -> None:
         with method(model):
             expected = each(generating(num_beams=3))(model, inputs)
             assert torch.equal(generating(num_beams=3)(model, inputs), expected)
+
+
+HANDED = {
+    "`inputs_embeds` with pixels": "refused",  # by generate() itself, which takes none in these families
+    "`prefill_chunk_size`": "refused",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", present("exaone4_5", "hyperclovax_vision_v2"))
+def test_families_whose_generate_hands_no_positions_on(name: str, way: str) -> None:
+    assert outcome(way, KINDS["before the LLM"], FAMILIES[name]) == HANDED.get(way, "equal")
+
+
+@pytest.mark.parametrize("name", present("exaone4_5", "hyperclovax_vision_v2"))
+def test_what_is_new_cannot_be_told_without_positions(name: str) -> None:
+    """Of what goes on in pieces, or with a mask of what the cache holds."""
+    model, inputs = FAMILIES[name].model(), prompt_of(FAMILIES[name].inputs(), 0)
+    settings = {**GREEDY, "return_dict_in_generate": True}
+    with KINDS["before the LLM"](model):
+        turn = model.generate(**inputs, **settings)
+        ids = pad(turn.sequences, (0, 9), value=7)
+        for way in ({"prefill_chunk_size": 4}, {"attention_mask": torch.ones(1, ids.shape[1] - 3, dtype=torch.long)}):
+            cache = copy.deepcopy(cache_of(turn))
+            with pytest.raises(ValueError, match=r"generate\(\) goes on with .* accepted are all tokens"):
+                model.generate(ids, **way, **with_cache(cache), **settings)
 
 
 @pytest.mark.skipif(T.__version__.startswith(("5.19.", "5.20.")), reason="this transformers hides chunked prefill")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import PLACEHOLDERS, beam_search, cache_of, present, sample
-from families import FAMILIES, VIDEOS, Family
+from families import FAMILIES, Family, is_video
 from knowing import known_tokens, told_prompts
 from reference import greedy
 
@@ -115,13 +115,15 @@ def test_every_family_that_the_method_claims(name: str, pruner: Pruner) -> None:
 @pytest.mark.parametrize("name", [name for name in READ if FAMILIES[name].takes_videos])
 def test_videos(name: str) -> None:
     family = FAMILIES[name]
-    model, inputs = family.model(), family.inputs(VIDEOS)
+    prompts = family.shown()
+    model, inputs = family.model(), family.inputs(prompts)
     for pruner in (VisionZip(0.6), CDPruner(0.4)):
-        known = known_tokens(family, model, pruner, inputs, VIDEOS)
+        known = known_tokens(family, model, pruner, inputs, prompts)
         with pruner(model) as run:
             model(**inputs)
-        for report, tokens in zip([run.videos[0], run.images[0], run.videos[1]], known, strict=True):
-            assert torch.equal(report.kept, pruner.select(tokens).kept)
+        reports = {True: iter(run.videos), False: iter(run.images)}
+        for one, tokens in zip((one for prompt in prompts for one in prompt), known, strict=True):
+            assert torch.equal(next(reports[is_video(one)]).kept, pruner.select(tokens).kept)
 
 
 @pytest.mark.parametrize("name", MAIN)

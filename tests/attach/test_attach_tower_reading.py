@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import present
-from families import BATCH, FAMILIES, VIDEOS, Family
+from families import BATCH, FAMILIES, Family
 from knowing import Curious, encoder_output, signals
 from torch import Tensor
 from torch.nn import Module
@@ -58,7 +58,7 @@ def test_a_token_has_the_keys_of_the_patches_it_is_made_of(name: str, modality: 
     """In a blind tower, both change for the same pixels."""
     family = FAMILIES[name]
     model = blind(family)
-    inputs = family.inputs() if modality == "image" else family.inputs(VIDEOS)
+    inputs = family.inputs() if modality == "image" else family.video_inputs()
     pixels = "pixel_values" if modality == "image" else "pixel_values_videos"
     generator = torch.Generator().manual_seed(0)
     with Curious(1.0)(model):

@@ -23,7 +23,8 @@ SETTINGS: dict[str, Any] = {"do_sample": False, "suppress_tokens": PLACEHOLDERS,
 MIXED: tuple[tuple[Media, ...], ...] = ((), ((4, (30, 18)), (40, 40), (4, (20, 40))), ((20, 40),))
 
 
-BEAMS = dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp", "muse_glimmer", "muse_spark"), "5.20")
+MIXED_UP = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "muse_glimmer", "muse_spark", "glm5_next", "exaone4_5")
+BEAMS = dict.fromkeys(MIXED_UP, "5.20")
 RIGHT_SINCE = {"llava_next_video": "5.20"} | BEAMS
 """Before, stock lays the frames out otherwise, which is refused, or mixes beams up."""
 
@@ -48,6 +49,7 @@ def no_grad() -> Any:
 def test_generation_equals_the_long_way(
     family: Family, positions: Positions, scope: Scope, prompts: Sequence[Sequence[Media]]
 ) -> None:
+    prompts = family.shown(prompts)
     model, inputs = family.model(), family.inputs(prompts)
     pruner = GPrune(keep=0.4, positions=positions, scope=scope)
     kept = kept_prompts(family, model, pruner, inputs, prompts)
@@ -96,22 +98,26 @@ def test_images_have_no_frames_to_compare(pruner: Pruner) -> None:
         model(**inputs)
 
 
-def test_a_family_whose_videos_are_not_pruned() -> None:
-    with pytest.raises(UnsupportedModel, match=r"EVS compares the frames .* for paligemma; use one of .*qwen2_vl"):
-        EVS(0.5).attach(FAMILIES["paligemma"].model())
+@pytest.mark.parametrize(
+    ("name", "reason"), [("paligemma", "cannot be pruned"), ("kimi_k25", "averages"), ("video_llama_3", "left out")]
+)
+def test_a_family_whose_frames_are_not_compared(name: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"EVS compares the frames .* for {name}: .*{reason}.*; use .*qwen2_vl"):
+        EVS(0.5).attach(FAMILIES[name].model())
 
 
 @pytest.mark.parametrize("scope", ["view", "image"])
 @pytest.mark.parametrize("keep", [0.4, 7])
 def test_report_of_every_clip(family: Family, keep: float, scope: Scope) -> None:
     """An int is the number of tokens of a whole clip, or of a whole image; fixed rows come on top."""
-    model, inputs, pruner = family.model(), family.inputs(MIXED), GPrune(keep=keep, scope=scope)
+    prompts = family.shown(MIXED)
+    model, inputs, pruner = family.model(), family.inputs(prompts), GPrune(keep=keep, scope=scope)
     with pruner(model) as run:
         model(**inputs)
-    media = [one for prompt in MIXED for one in prompt]
+    media = [one for prompt in prompts for one in prompt]
     reports = {True: iter(run.videos), False: iter(run.images)}
-    assert [len(run.videos), len(run.images)] == [2, 2]
-    for features, one in zip(encode(model, inputs, MIXED), media, strict=True):
+    assert [len(run.videos), len(run.images)] == [2, 2 if family.takes_both else 0]
+    for features, one in zip(encode(model, inputs, prompts), media, strict=True):
         report = next(reports[is_video(one)])
         count, views = family.layout(one)
         assert torch.equal(report.kept, kept_rows(family, pruner, features, one))
@@ -149,7 +155,7 @@ def test_video_goes_on_in_a_second_turn(family: Family) -> None:
     assert torch.equal(output[:, -STEPS:], beam_search(model, kept, 1, STEPS))
 
 
-@pytest.mark.parametrize("name", ["glm4v", "internvl"])
+@pytest.mark.parametrize("name", ["paligemma", "internvl"])
 def test_videos_of_families_without_a_layout_for_them(name: str) -> None:
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs()
     with Uniform(keep=0.4)(model), pytest.raises(ValueError, match=rf"video.*{name}.*detach"):

@@ -82,6 +82,8 @@ class Family(ABC):
     spread: float = 0.15
 
     takes_videos: ClassVar[bool] = False
+    takes_both: ClassVar[bool] = True
+    """Whether images and videos may come in one call."""
     reads_placeholders: ClassVar[bool] = True
     """Whether the embedding of a placeholder without an image is its own; else it is that of padding."""
     knows_positions: ClassVar[bool] = True
@@ -188,9 +190,13 @@ class Family(ABC):
         arguments = {"input_ids": ids, "attention_mask": mask, **self.token_types(ids)}
         return Inputs(self, arguments | (self.collate(pixels) if any(pixels) else {}))
 
+    def shown(self, prompts: Sequence[Sequence[Media]] = VIDEOS) -> Sequence[Sequence[Media]]:
+        """What these prompts with videos show, or only the videos where images may not come with them."""
+        return [[one for one in prompt if self.takes_both or is_video(one)] for prompt in prompts]
+
     def video_inputs(self, videos: Sequence[Sequence[Media]] = VIDEOS, *, side: str = "left", seed: int = 1) -> Inputs:
         """The same with other images and videos unless told."""
-        return self.inputs(videos, side=side, seed=seed)
+        return self.inputs(self.shown(videos), side=side, seed=seed)
 
     def collate(self, pixels: Sequence[Sequence[dict[str, Tensor]]]) -> dict[str, Tensor]:
         """Join the pixel arguments of the images of each prompt; where they differ in size they get zeros."""
@@ -213,6 +219,10 @@ class Family(ABC):
         """The visual tokens [n, d] of every image and video of these prompts, by the stock encoders."""
         return self._read_encoders(model, inputs, images, lambda output: output.pooler_output)
 
+    def shown_rows(self, features: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Of an encoder's output [N, d] the rows that stand in the prompts; of videos, with the inputs."""
+        return features
+
     def _read_encoders(
         self,
         model: Any,
@@ -227,7 +237,7 @@ class Family(ABC):
             arguments = {name: inputs[name] for name in inspect.signature(encoder).parameters if name in inputs}
             rows = [rows.flatten(0, -2) for rows in read(encoder(**arguments, return_dict=True))]
             counts = [self.layout(one)[0] for one in media if is_video(one) == video]
-            found[video] = list(torch.cat(rows).split(counts))
+            found[video] = list(self.shown_rows(torch.cat(rows), inputs if video else {}).split(counts))
         return [found[is_video(one)].pop(0) for one in media]
 
     def _pixels(self, media: Media, generator: Generator) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ import math
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Generator, Tensor
 
 from .base import Family, Layout, Size, Text, Video, is_visual
-from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VIDEO, VOCABULARY, text, vision
+from .parts import BEGIN, BREAK, END, FIRST, IMAGE, IMAGE_AND_VIDEO, LAST, LINE, TAG, VIDEO, VOCABULARY, text, vision
 
 PATCH, MERGE = 4, 2
 CELL = PATCH * MERGE
@@ -37,6 +39,10 @@ class Grid(Family):
         rows, columns = self.grid(size)
         area = rows * columns
         return frames * area, [(list(range(i * area, (i + 1) * area)), (rows, columns)) for i in range(frames)]
+
+    def kinds(self, ids: Tensor) -> Tensor:
+        """int64 [...]: 1 for visual tokens of images, 2 for those of videos, 0 for text."""
+        return (ids == IMAGE).long() + 2 * (ids == VIDEO)
 
     def patch_grid(self, frames: int, size: Size) -> Tensor:
         """int64 [1, 3]: frames, rows and columns of patches."""
@@ -74,6 +80,30 @@ class Stamped(Flat):
         views = self.layout(video)[1]
         frames = [token for rows, _ in views for token in (*text(3), BEGIN, *[VIDEO] * len(rows), END)]
         return [*self.before, *frames, *self.after]
+
+
+class VideoOfImages(Stamped):
+    """The frames of a video stand in the prompt as images do, between a token that begins it and one that ends it."""
+
+    def video_ids(self, video: Video, text: Text) -> list[int]:
+        ids = [IMAGE if token == VIDEO else token for token in super().video_ids(video, text)]
+        return [FIRST, *ids[len(self.before) : len(ids) - len(self.after)], LAST]
+
+    def kinds(self, ids: Tensor) -> Tensor:
+        return (ids == IMAGE) * (1 + ((ids == FIRST).cumsum(-1) > (ids == LAST).cumsum(-1)).long())
+
+
+class ClipsOfText(Flat):
+    """The frames of a video follow each other without text between them, and are numbered like text."""
+
+    takes_videos = True
+
+
+class HyperClovaX(ClipsOfText):
+    """Logits are scaled."""
+
+    def logits(self, model: Any, ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return super().logits(model, ids, arguments) * model.config.text_config.logits_scaling
 
 
 class LightOnOcr(Grid):
@@ -114,40 +144,72 @@ class MuseGlimmer(Stamped):
         return cap * torch.tanh(super().logits(model, ids, arguments) * settings.output_multiplier / cap)
 
 
-class VideoLlama3(Flat):
-    """Every image says how many of its patches a token is made of."""
+class VideoLlama3(Stamped):
+    """Every image says how many of its patches a token is made of; the processor leaves tokens of videos out."""
+
+    together = 1
 
     def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
         pixels = super().image_pixels(size, generator)
         return pixels | {"image_merge_sizes": torch.tensor([MERGE])}
 
+    def left(self, video: Video) -> Tensor:
+        """bool [frames, area]: the tokens of a video that are not left out: all of the first frame, some of others."""
+        area = math.prod(self.grid(video[1]))
+        places = torch.arange(video[0])[:, None] + torch.arange(area)
+        return (places % 3 < 2) | (torch.arange(video[0])[:, None] == 0)
+
+    def shown_rows(self, features: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return features[inputs["video_compression_mask"]] if inputs else features
+
+    def video_layout(self, video: Video) -> Layout:
+        left, grid = self.left(video), self.grid(video[1])
+        rows = torch.arange(int(left.sum())).split(left.sum(1).tolist())
+        return int(left.sum()), [
+            (own.tolist(), grid if bool(all_left) else None) for own, all_left in zip(rows, left.all(1), strict=True)
+        ]
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        pixels = super().video_pixels(video, generator)
+        return pixels | {
+            "video_merge_sizes": torch.tensor([MERGE]),
+            "video_compression_mask": self.left(video).flatten(),
+        }
+
     def patches(self, grid: Tensor, generator: Generator) -> Tensor:
         return torch.randn(int(grid.prod()), 3 * PATCH**2, generator=generator)
 
 
-class Glm5Next(Flat):
+class Glm5Next(VideoOfImages):
     """The LLM knows no positions; every token attends to the few that an indexer picks by blocks."""
 
     knows_positions = False
 
     def token_types(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"mm_token_type_ids": (ids == IMAGE).long()}
+        return {"mm_token_type_ids": self.kinds(ids)}
 
 
-class KimiK25(Grid):
-    """Pixels come as patches, row by row."""
+class KimiK25(Flat):
+    """Pixels come as patches, row by row; a token shows all frames of a clip."""
 
     reads_placeholders = False
+    takes_videos = Version(transformers.__version__) >= Version("5.24")
 
-    def image_pixels(self, size: Size, generator: Generator) -> dict[str, Tensor]:
-        grid = self.patch_grid(1, size)
-        return {
-            "pixel_values": torch.randn(int(grid.prod()), 3, PATCH, PATCH, generator=generator),
-            "image_grid_thw": grid,
-        }
+    def video_layout(self, video: Video) -> Layout:
+        return self.image_layout(video[1])
+
+    def video_ids(self, video: Video, text: Text) -> list[int]:
+        return [*text(3), *super().video_ids(video, text)]
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        grid = self.patch_grid(*video)
+        return {"pixel_values_videos": self.patches(grid, generator), "video_grid_thw": grid}
+
+    def patches(self, grid: Tensor, generator: Generator) -> Tensor:
+        return torch.randn(int(grid.prod()), 3, PATCH, PATCH, generator=generator)
 
 
-class Gemma4Unified(Grid):
+class Gemma4Unified(Stamped):
     """Pixels come as patches with their places, padded to as many for every image.
 
     The tokens of an image see each other both ways.
@@ -166,11 +228,22 @@ class Gemma4Unified(Grid):
         places[:, : rows * columns] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
         return {"pixel_values": pixels, "image_position_ids": places}
 
+    def video_layout(self, video: Video) -> Layout:
+        return self.frames_layout(*video)
+
+    def video_pixels(self, video: Video, generator: Generator) -> dict[str, Tensor]:
+        frames = [self.image_pixels(video[1], generator) for _ in range(video[0])]
+        return {
+            "pixel_values_videos": torch.cat([frame["pixel_values"] for frame in frames]),
+            "video_position_ids": torch.cat([frame["image_position_ids"] for frame in frames]),
+            "num_frames_per_video": torch.tensor([video[0]]),
+        }
+
     def token_types(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"mm_token_type_ids": (ids == IMAGE).long()}
+        return {"mm_token_type_ids": self.kinds(ids)}
 
     def blocks(self, ids: Tensor) -> Tensor:
-        shown = ids == IMAGE
+        shown = is_visual(ids)
         starts = shown & ~shown.roll(1, -1)
         return torch.where(shown, starts.cumsum(-1), -1)
 
@@ -193,6 +266,20 @@ class Gemma4(Gemma4Unified):
 
 
 PIXTRAL = vision("pixtral", image=Grid.most * CELL, patch=PATCH, head_dim=12)
+WINDOWED = {
+    "depth": 2,
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "temporal_patch_size": FRAMES,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+}
+"""A tower whose layers but some see windows alone."""
+
 SPARSE = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -232,6 +319,38 @@ GRIDS: tuple[Family, ...] = (
             "spatial_merge_size": MERGE,
             "tie_word_embeddings": False,
         },
+    ),
+    ClipsOfText(
+        "exaone4_5",
+        {
+            "vision_config": WINDOWED | {"num_key_value_heads": 1},
+            "text_config": text(
+                "exaone4",
+                num_hidden_layers=3,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                sliding_window=512,
+            ),
+            **IMAGE_AND_VIDEO,
+        },
+        before=(BEGIN,),
+        after=(END,),
+    ),
+    HyperClovaX(
+        "hyperclovax_vision_v2",
+        {
+            "vision_config": WINDOWED | {"model_type": "qwen2_5_vl_vision"},
+            "text_config": text(
+                "hyperclovax",
+                embedding_multiplier=2.0,
+                logits_scaling=0.5,
+                residual_multiplier=0.7,
+                attention_multiplier=0.3,
+            ),
+            **IMAGE_AND_VIDEO,
+            "tie_word_embeddings": False,
+        },
+        before=(BEGIN,),
+        after=(END,),
     ),
     Stamped(
         "lfm3_vl",
@@ -409,8 +528,8 @@ GRIDS: tuple[Family, ...] = (
             **IMAGE_AND_VIDEO,
             "image_start_token_id": BEGIN,
             "image_end_token_id": END,
-            "video_start_token_id": LINE,
-            "video_end_token_id": BREAK,
+            "video_start_token_id": FIRST,
+            "video_end_token_id": LAST,
         },
         before=(BEGIN,),
         after=(END,),
@@ -422,6 +541,7 @@ GRIDS: tuple[Family, ...] = (
                 "patch_size": PATCH,
                 "pos_emb_height": 8,
                 "pos_emb_width": 8,
+                "pos_emb_time": 8,
                 "hidden_size": 16,
                 "intermediate_size": 24,
                 "num_hidden_layers": 2,

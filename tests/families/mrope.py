@@ -10,15 +10,15 @@ import torch
 from torch import Generator, Tensor
 
 from .base import Deepstack, Family, Layout, Media, Size, Video
-from .grids import CELL, FRAMES, MERGE, PATCH, SPARSE, Flat, Stamped
-from .parts import BEGIN, BREAK, END, IMAGE, IMAGE_AND_VIDEO, LINE, TAG, VIDEO, text
+from .grids import CELL, FRAMES, MERGE, PATCH, SPARSE, Flat, Stamped, VideoOfImages
+from .parts import BEGIN, BREAK, END, FIRST, IMAGE, IMAGE_AND_VIDEO, LAST, LINE, TAG, VIDEO, text
 
 
 class MRope(Flat):
     """A processor tells images from videos."""
 
     def token_types(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO)}
+        return {"mm_token_type_ids": self.kinds(ids)}
 
     def positions(self, model: Any, prompt: dict[str, Tensor]) -> Tensor:
         order = super().positions(model, prompt)
@@ -144,6 +144,12 @@ class PaddleOCR(MRope):
         return torch.randn(int(grid.prod()), 3, PATCH, PATCH, generator=generator)
 
 
+class Glm(VideoOfImages, MRope):
+    """A call is taken for one of images alone or of videos alone."""
+
+    takes_both = False
+
+
 def _settings(text_config: dict[str, Any], **vision_config: Any) -> dict[str, Any]:
     tower = {
         "depth": 2,
@@ -199,8 +205,8 @@ GLM_ROPE = _rope(1, 1, 2, partial_rotary_factor=1.0)
 GLM = {
     "image_start_token_id": BEGIN,
     "image_end_token_id": END,
-    "video_start_token_id": LINE,
-    "video_end_token_id": BREAK,
+    "video_start_token_id": FIRST,
+    "video_end_token_id": LAST,
 }
 AROUND = (BEGIN,), (END,)
 
@@ -395,9 +401,9 @@ MROPE: tuple[Family, ...] = (
         *AROUND,
         spread=0.08,
     ),
-    MRope("glm4v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
-    MRope("glm46v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
-    MRope("glmga", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
-    MRope("glm4v_moe", _settings(text("glm4v_moe_text", **SPARSE, **GLM_ROPE), image_size=32) | GLM, *AROUND),
-    MRope("glm_ocr", _settings(text("glm_ocr_text", **GLM_ROPE)) | GLM, *AROUND),
+    Glm("glm4v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    Glm("glm46v", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    Glm("glmga", _settings(text("glm4v_text", **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    Glm("glm4v_moe", _settings(text("glm4v_moe_text", **SPARSE, **GLM_ROPE), image_size=32) | GLM, *AROUND),
+    Glm("glm_ocr", _settings(text("glm_ocr_text", **GLM_ROPE)) | GLM, *AROUND),
 )

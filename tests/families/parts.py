@@ -9,6 +9,7 @@ from packaging.version import Version
 
 IMAGE, VIDEO, VOCABULARY = 90, 91, 96
 BEGIN, END, LINE, BREAK, TAG, GLOBAL = 88, 89, 92, 93, 94, 95
+FIRST, LAST = LINE, BREAK
 """Token ids with a meaning; 3 to 87 are text, 0 is padding, 1 is the beginning of the sequence."""
 
 IMAGE_AND_VIDEO = {"image_token_id": IMAGE, "video_token_id": VIDEO}

@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import host
+from ..families.placeholders import of_either
+from ..families.views import SIEVE
 from ..host import Modality
 from .call_checks import NO_IDS, check_mask, check_new_padding, check_padding, check_step_lengths, check_unpacked
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
-from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows
+from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows, sifted
 from .positions import next_position, renumber
 from .verification import verify_untested
 
@@ -47,6 +49,11 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
             f"this call carries a video, whose tokens would be left unpruned; of "
             f"{model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
         )
+    if len(carried) > 1 and run.family.placeholders is of_either:
+        raise ValueError(
+            f"this call carries images and videos, which {model.config.model_type} tells apart by no token, so that it "
+            f"takes only either; accepted is a call with images or one with videos; make two of it"
+        )
     if run.method.keeps_all and (call.get("input_ids") is None or is_cut(call)):
         return None  # of which gprune need not find the images
     check_step_lengths(run.method, call)
@@ -62,10 +69,13 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     call = own_types(given)
 
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
+    made = dict(outputs)
+    if "video" in made and call.get(SIEVE) is not None:
+        made["video"] = sifted(made["video"], run.family.output, call[SIEVE])
     chosen: dict[Modality, BatchSelection] = {}
     for modality in carried:
         masks = run.masks if modality == "image" else ()
-        gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt, masks)
+        gathered = gather(run.selector, run.family, model, modality, made[modality], prompt, masks)
         chosen[modality] = choose(run.selector, gathered)
     outputs.chosen, outputs.run, outputs.conversation = chosen, run, Conversation(Lease(run))
     run.report(chosen)
@@ -74,10 +84,11 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
 
     drop = torch.zeros_like(columns.new)
     for modality, batch in chosen.items():
+        outputs[modality] = keep_rows(made[modality], run.family.output, batch.order, batch.kept, batch.merged)
         if not batch.whole:
-            outputs[modality] = keep_rows(outputs[modality], run.family.output, batch.order, batch.kept, batch.merged)
             gone = ~batch.kept.to(drop.device)
             drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
+    call = {name: value for name, value in call.items() if name != SIEVE}
     start = state.start(cached)
     positions = renumber(columns.positions, drop, state.shift, run.selector.positions)
     after = next_position(columns.positions, columns.new, otherwise=start)

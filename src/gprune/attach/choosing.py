@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -14,10 +14,10 @@ from transformers.utils import ModelOutput
 
 from .. import host
 from ..errors import BadValue
-from ..families.table import FROM_TOWER, Family
+from ..families.table import FAMILIES, FROM_TOWER, Family
 from ..families.tiles import grouped, run_length, spans_of
 from ..families.views import Item, Views
-from ..host import PIXELS, Modality
+from ..host import Modality
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import Mask, View, VisualTokens
 from .encoding import Encoding, encoding_of, prompt_order
@@ -60,7 +60,7 @@ class Prompt:
     @classmethod
     def of(cls, model: PreTrainedModel, ids: Tensor, valid: Tensor, embeddings: Tensor | None = None) -> Prompt:
         """Of token ids int64 [B, q], of which those that are bool [B, q] are not hidden."""
-        placeholders = {modality: ids == host.placeholder(model.config, modality) for modality in PIXELS}
+        placeholders = FAMILIES[model.config.model_type].placeholders(model.config, ids)
         heard = ids == host.sound_token(model.config)
         text = valid & ~(placeholders["image"] | placeholders["video"] | heard)
         return cls(ids, placeholders, text, valid, embeddings)
@@ -236,12 +236,7 @@ def _items(
     features = encoding.output[family.output]
     if family.project is not None:
         features = family.project(model, features)
-    # Read off the device at once, not image by image.
-    arguments = {
-        name: value if value.is_floating_point() else value.cpu()
-        for name, value in map(_as_tensor, encoding.arguments.items())
-        if isinstance(value, Tensor) and value.ndim and len(value) == len(features)
-    }
+    arguments = _per_item(encoding.arguments, len(features))
     marked = marked_rows(features, family.mark(model)) if family.mark is not None and modality == "image" else None
     return [
         Item(
@@ -276,6 +271,22 @@ def _as_tensor(argument: tuple[str, Any]) -> tuple[str, Any]:
     name, value = argument
     numbers = isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value)
     return name, torch.tensor(value) if numbers else value
+
+
+def _per_item(arguments: Mapping[str, Any], count: int) -> dict[str, Sequence[Tensor]]:
+    """Of an encoder's arguments those with a value for each of `count` items; read off the device at once."""
+    found: dict[str, Sequence[Tensor]] = {}
+    frames = arguments.get("num_frames_per_video")
+    for name, value in map(_as_tensor, arguments.items()):
+        if isinstance(value, Tensor) and value.ndim:
+            value = value if value.is_floating_point() else value.cpu()
+            if frames is not None and name != "num_frames_per_video":
+                value = value.split(frames.tolist())
+            if len(value) == count:
+                found[name] = value
+        elif isinstance(value, list) and len(value) == count:
+            found[name] = value
+    return found
 
 
 def marked_rows(features: Sequence[Tensor] | Tensor, mark: Tensor) -> list[list[int]]:

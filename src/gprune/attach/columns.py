@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from .. import host
 from ..host import ALIGNED, EXPERT_TYPES, LOGITS, TOKEN_TYPES
-from .conversation import CacheState
+from .conversation import CacheState, conversation_of
 from .positions import read_positions, token_row
+
+if TYPE_CHECKING:
+    from .hooks import Hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +58,55 @@ def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheStat
     expected = state.next_position.reshape(-1, 1)[0] + cached - state.mask.shape[1]
     if int(tokens[0, first]) >= int(expected):
         return call
+    return _without_first(call, state.dropped)
+
+
+def _without_first(call: dict[str, Any], count: int) -> dict[str, Any]:
+    """A call without its first columns."""
     aligned = {name: call[name] for name in ("input_ids", "position_ids", *ALIGNED) if call.get(name) is not None}
-    aligned = {name: values for name, values in aligned.items() if values.shape[-1] == ids.shape[1]}
-    return {**call, **{name: values[..., state.dropped :] for name, values in aligned.items()}}
+    length = call["input_ids"].shape[1]
+    aligned = {name: values for name, values in aligned.items() if values.shape[-1] == length}
+    return {**call, **{name: values[..., count:] for name, values in aligned.items()}}
+
+
+class NewInputs:
+    """What `generate()` hands to forward, in families where it hands no position ids on, that `skip_replayed` reads.
+
+    It takes as many tokens off the front as the cache holds, which of a pruned cache are too few. But it knows its
+    whole sequence, and here it is asked before that is forgotten.
+
+    Args:
+        prepare: the method of the model.
+        hooks: of the model.
+    """
+
+    def __init__(self, prepare: Callable[..., dict[str, Any]], hooks: Hooks) -> None:
+        self.prepare, self.hooks = prepare, hooks
+        self.__signature__ = inspect.signature(prepare)
+
+    def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What the model itself returns, with only those tokens that its cache does not stand for.
+
+        Raises:
+            ValueError: which tokens are new cannot be told.
+        """
+        inputs = self.prepare(input_ids, *args, **kwargs)
+        cache, positions = host.cache_of(inputs), kwargs.get("position_ids")
+        cached = host.columns_of(cache)
+        conversation = conversation_of(cache, cached)
+        ids = inputs.get("input_ids")
+        if conversation is None or conversation.state is None or ids is None or positions is None:
+            return inputs
+        whole, held = positions.shape[-1], cached + conversation.state.dropped
+        old = ids.shape[1] - (whole - held)
+        if not 0 <= old < ids.shape[1] or (old and input_ids.shape[1] != whole):
+            raise ValueError(
+                f"generate() goes on with {input_ids.shape[1]} tokens of a sequence of {whole}, and a cache that "
+                f"stands for {held}, some of which were dropped; accepted are all tokens, those that the cache stands "
+                f"for and at least one more, or what is new alone with the attention_mask of all; pass one of these, "
+                f"without prefill_chunk_size"
+            )
+        return _without_first(inputs, old) if old else inputs
 
 
 def read_columns(

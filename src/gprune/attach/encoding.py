@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import host
+from ..families.views import SIEVE
 from ..host import PIXELS, Modality
 from .conversation import Conversation, Lease
 from .tower_merging import merging_tower
@@ -179,6 +180,39 @@ def encode_call(
     return call, outputs
 
 
+def sifted(output: ModelOutput, name: str, left: Tensor) -> ModelOutput:
+    """A copy of an encoder's output with only those of its rows that stand in the prompts.
+
+    Args:
+        name: the field that holds the features.
+        left: bool [N], which of them do; with beams, as often as `generate()` repeats every value.
+
+    Raises:
+        ValueError: it has another length.
+    """
+    encoding = encoding_of(output)
+    sizes = [len(item) for item in encoding.output[name]]
+    times, rest = divmod(len(left), sum(sizes))
+    if rest or not times:
+        raise ValueError(
+            f"{SIEVE} has {len(left)} values for {sum(sizes)} rows of video features; the numbers must be equal; pass "
+            f"it as the processor made it"
+        )
+    own = [part.cpu() for part in left.view(-1, times)[:, 0].bool().split(sizes)]
+
+    def rows(items: Sequence[Tensor]) -> list[Tensor]:
+        return [item[part.to(item.device)] for item, part in zip(items, own, strict=True)]
+
+    items = rows(encoding.output[name])
+    signals = {signal: rows(values) for signal, values in encoding.signals.items()}
+    output = copy.copy(output)
+    output[name] = items * times
+    arguments = {**encoding.arguments, SIEVE: own}
+    made = {**encoding.output, name: items}
+    setattr(output, _ATTRIBUTE, replace(encoding, arguments=arguments, output=made, signals=signals))
+    return output
+
+
 def prompt_order(output: ModelOutput, name: str, placeholders: Tensor) -> list[int]:
     """Which item of the encoder's own output stands at each place of the prompts.
 
@@ -193,7 +227,9 @@ def prompt_order(output: ModelOutput, name: str, placeholders: Tensor) -> list[i
         Indices into the field of `encoding_of(output)`, as often as the items were repeated.
     """
     sizes = [len(item) for item in encoding_of(output).output[name]]
-    times = sum(len(item) for item in output[name]) // max(sum(sizes), 1)
+    times, rest = divmod(sum(len(item) for item in output[name]), max(sum(sizes), 1))
+    if sizes and (rest or not times):  # where images and videos have one placeholder, generate() loses some
+        times = _times_of(placeholders, sum(sizes))
     if times <= 1:
         return list(range(len(sizes)))
     order: list[int] = []
@@ -206,6 +242,15 @@ def prompt_order(output: ModelOutput, name: str, placeholders: Tensor) -> list[i
         order += list(range(start, end)) * times
         start = end
     return order
+
+
+def _times_of(placeholders: Tensor, count: int) -> int:
+    """How often prompts, which had `count` placeholders in all, were repeated row by row; 1 if they do not tell."""
+    times, rest = divmod(int(placeholders.sum()), count)
+    if rest or not times or len(placeholders) % times:
+        return 1
+    rows = placeholders.unflatten(0, (-1, times))
+    return times if bool((rows == rows[:, :1]).all()) else 1
 
 
 def keep_rows(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import Module
 
 from .. import host
+from ..families.table import FAMILIES
 from ..host import PIXELS
+from .columns import NewInputs
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
@@ -27,7 +29,10 @@ def _on_model(hooks: Hooks) -> Callable[[], None]:
         if (encoder := host.encoder_of(model, modality)) is not None
     }
     numbering = {host.ROPE_INDEX: RopeIndex(getattr(base, host.ROPE_INDEX), hooks)} if host.has_rope_3d(model) else {}
-    undo = [_replace(model, {host.MASK_MAKER: hooks.masks}), _replace(base, {**encoders, **numbering})]
+    own: dict[str, Any] = {host.MASK_MAKER: hooks.masks}
+    if not FAMILIES[model.config.model_type].numbered:
+        own[host.PREPARE] = NewInputs(getattr(model, host.PREPARE), hooks)
+    undo = [_replace(model, own), _replace(base, {**encoders, **numbering})]
     # On the base model too, which trainers call by itself.
     handles = [
         handle
@@ -77,7 +82,7 @@ def _put_back(module: Module, values: dict[str, Any], before: dict[str, Any]) ->
 
 def _is_over(value: Any) -> bool:
     """Whether something is what hooks, since taken off, had put in its place: models can share a base model."""
-    return isinstance(value, (RecordingEncoder, RopeIndex)) and not value.hooks.placed
+    return isinstance(value, (RecordingEncoder, RopeIndex, NewInputs)) and not value.hooks.placed
 
 
 def _undo(steps: list[Callable[[], None]]) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import UnfitSettings, UnsupportedModel
-from ..families.table import families_of, missing
+from ..families.table import FAMILIES, families_of, missing
 from ..host import Modality
 from ..pruners.base import Method
 from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
@@ -201,7 +201,7 @@ class LayerHooks:
         self, pruner: DecoderPruner, outputs: EncoderOutputs, modality: Modality, ids: Tensor
     ) -> Iterator[Image]:
         batch = outputs.chosen[modality]
-        places = (ids == host.placeholder(self.model.config, modality)).nonzero()
+        places = FAMILIES[self.model.config.model_type].placeholders(self.model.config, ids)[modality].nonzero()
         sizes = [int(kept.sum()) for kept in batch.kept.split([batch.sizes[image] for image in batch.images])]
         copies: dict[int, list[tuple[int, Tensor]]] = {}
         for image, own in zip(batch.images, places.split(sizes), strict=True):

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..families.patches import Arguments, ToTokens
-from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_PLACE, NO_VIDEO, families_of, missing
+from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_FRAMES, NO_PLACE, families_of, missing
 from ..host import BACKEND_FIELD, register_backend
 from ..pruners import PRUNERS
 from ..pruners.base import Need, Pruner
@@ -44,10 +44,10 @@ def check_needs(pruner: Pruner, model: PreTrainedModel) -> None:
             f"{type(pruner).__name__} must know where in the picture a token lies, which gprune does not for "
             f"{family}: {NO_PLACE}; use a family whose views do, such as llava, llava_next or qwen2_vl"
         )
-    if missing(pruner, family) == NO_VIDEO:
+    if (reason := missing(pruner, family)) in NO_FRAMES.values():
         raise UnsupportedModel(
-            f"{type(pruner).__name__} compares the frames of videos, which gprune does not prune for {family}; use one "
-            f"of {', '.join(families_of(pruner))}, or another method for images"
+            f"{type(pruner).__name__} compares the frames of videos, which gprune cannot for {family}: {reason}; use "
+            f"one of {', '.join(families_of(pruner))}, or another method"
         )
     needed = next((need for need in FROM_TOWER if need in pruner.needs), None)
     if needed is not None and reader(pruner, model, "image") == (None, None):

@@ -67,8 +67,9 @@ def merged_over_frames(base: Any, values: Tensor, arguments: Arguments, count: i
 
 def merged_by_size(base: Any, values: Tensor, arguments: Arguments, count: int) -> Tensor:
     """A token is the mean of patches that follow each other, of a number that each image says."""
-    images = values[0].split(arguments["image_grid_thw"].prod(1).tolist())
-    areas = arguments["image_merge_sizes"].square().tolist()
+    kind = "image" if "image_grid_thw" in arguments else "video"
+    images = values[0].split(arguments[f"{kind}_grid_thw"].prod(1).tolist())
+    areas = arguments[f"{kind}_merge_sizes"].square().tolist()
     return torch.cat([image.unflatten(0, (-1, area)).mean(1) for image, area in zip(images, areas, strict=True)])
 
 

@@ -28,10 +28,12 @@ from .patches import (
     resized_frames,
     without_class_token,
 )
+from .placeholders import Placeholders, between_marks, by_token, of_either
 from .tiles import Joins, adjacent, overview_first, overview_last
 from .views import (
     PARTIAL,
     Views,
+    averaged,
     base_and_lines,
     frames,
     frames_and_newline,
@@ -39,7 +41,9 @@ from .views import (
     lines_then_base,
     merged_frames,
     newline,
+    placed_frames,
     queries_of_tiles,
+    sifted_frames,
     tiles_then_whole,
     two_resolutions,
     unordered,
@@ -50,7 +54,12 @@ FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
 """What a method can need to know of the vision tower."""
 
 NO_PLACE = "its views do not show the whole picture"
-NO_VIDEO = "its videos cannot be pruned by gprune"
+NO_FRAMES: dict[Views | None, str] = {
+    None: "its videos cannot be pruned by gprune",
+    averaged: "its encoder averages the frames of a clip, so that none comes before another",
+    sifted_frames: "its processor has left out tokens that are like those of the frame before already",
+}
+"""Why the frames of videos that have such views cannot be compared."""
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
@@ -59,9 +68,6 @@ _QUERIES = "its Q-Former already condenses every image to a few query tokens"
 _RESAMPLER = "its resampler already condenses every image to a few query tokens"
 _CROSS_ATTENTION = "images reach its LLM by cross-attention, so that they take no place in the prompt"
 _ENCODER_DECODER = "in an encoder-decoder model, images are not in the prompt of the part that generates"
-_UNNUMBERED = (
-    "its generate() hands no position ids on, which tell tokens that a pruned cache holds already from new ones"
-)
 _BLOCKS_BY_POSITION = (
     "its LLM finds blocks of the KV cache by position ids, which are not where tokens lie once some are dropped"
 )
@@ -95,6 +101,7 @@ class Family:
         views: of an item of the image encoder's output.
         joins: which neighbouring items are tiles of one image; None: each item is an image.
         video: the views of an item of the video encoder's output; None: videos cannot be pruned.
+        placeholders: where the visual tokens of images and of videos go.
         tower: how attention and keys of the vision tower are read; None: they cannot be.
         projector: of the base model, the part that makes one visual token of one patch, so that tokens can be merged
             in the tower before it; empty: they cannot be.
@@ -107,6 +114,7 @@ class Family:
         output: the field of the encoder's output that holds the features.
         project: (model, features [..., d]) -> the features as the LLM receives them, where `output` is not that.
         rope_3d: whether tokens are numbered by time, height and width.
+        numbered: whether `generate()` hands position ids on to forward.
         facts: what a config of the family says, so that its absence means something else than none.
         since: the first version of transformers whose forward takes fewer visual tokens than an image has.
         broken: the version of transformers in which the family does not work at all, with or without a pruner.
@@ -116,6 +124,7 @@ class Family:
     views: Views = frames
     joins: Joins | None = None
     video: Views | None = None
+    placeholders: Placeholders = by_token
     tower: Tower | None = None
     projector: str = ""
     unmergeable: str = _NEIGHBOURS
@@ -126,6 +135,7 @@ class Family:
     output: str = host.POOLED
     project: Callable[[PreTrainedModel, Tensor], Tensor] | None = None
     rope_3d: bool = False
+    numbered: bool = True
     facts: tuple[host.Fact, ...] = ()
     since: str = "5.19"
     broken: str = ""
@@ -156,8 +166,8 @@ _LLAVA_NEXT = Family(
 )
 _TILES = Family(joins=adjacent, llm=True)
 _TILES_PER_PROMPT = Family(joins=overview_last, per_prompt=True, tower=Tower("vision_model", pooled), llm=True)
-_GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
-_QWEN = replace(_GLM, video=frames)
+_QWEN = Family(video=frames, tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
+_GLM = replace(_QWEN, placeholders=of_either)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
 _LINEAR = replace(_QWEN, llm=False, facts=_MIXED)
@@ -192,18 +202,20 @@ FAMILIES: dict[str, Family] = {
         llm=True,
         rope_3d=True,
     ),
-    "exaone4_5": Family(refused=_UNNUMBERED),
+    "exaone4_5": Family(
+        video=frames, tower=_WINDOWS, numbered=False, facts=("kinds of layers", "layers without windows")
+    ),
     "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
     "florence2": Family(refused=_ENCODER_DECODER),
     "fuyu": Family(refused="line breaks in its prompt alone tell the shape of an image"),
     "gemma3": Family(tower=Tower("vision_tower", pooled), facts=_MIXED),
     "gemma3n": Family(refused="its vision tower comes from timm, with which gprune was not tested"),
-    "gemma4": Family(facts=_MIXED),
-    "gemma4_unified": Family(facts=_MIXED),
+    "gemma4": Family(video=placed_frames, facts=_MIXED),
+    "gemma4_unified": Family(video=placed_frames, facts=_MIXED),
     "glm46v": _GLM,
     "glm4v": _GLM,
     "glm4v_moe": _GLM,
-    "glm5_next": Family(tower=Tower("visual", merged, merged), facts=_MIXED),
+    "glm5_next": Family(video=frames, placeholders=between_marks, tower=Tower("visual", merged, merged), facts=_MIXED),
     "glm_image": Family(refused=_CODEBOOK),
     "glm_ocr": _GLM,
     "glmga": _GLM,
@@ -218,7 +230,13 @@ FAMILIES: dict[str, Family] = {
         rope_3d=True,
         facts=_MIXED,
     ),
-    "hyperclovax_vision_v2": Family(refused=_UNNUMBERED),
+    "hyperclovax_vision_v2": Family(
+        video=frames,
+        tower=Tower("vision_model", merged_in_windows, merged_in_windows),
+        llm=True,
+        numbered=False,
+        facts=("layers without windows",),
+    ),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),
     "idefics3": _TILES_PER_PROMPT,
@@ -231,7 +249,7 @@ FAMILIES: dict[str, Family] = {
     "janus": Family(
         tower=Tower("vision_model", patches), unmergeable="its vision tower is of a kind of its own", llm=True
     ),
-    "kimi_k25": Family(llm=True),
+    "kimi_k25": Family(video=averaged, llm=True),
     "kosmos-2": Family(refused=_RESAMPLER),
     "kosmos-2.5": Family(refused=_RESAMPLER),
     "lfm2_vl": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled_by_size), facts=_MIXED),
@@ -264,7 +282,7 @@ FAMILIES: dict[str, Family] = {
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
     "ovis2": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled), llm=True),
-    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
+    "paddleocr_vl": replace(_QWEN, video=None, tower=Tower("visual", pooled_by_size), since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
@@ -285,7 +303,7 @@ FAMILIES: dict[str, Family] = {
     "step3p7": Family(tiles_then_whole, facts=_MIXED),
     "t5gemma2": Family(refused=_ENCODER_DECODER),
     "unlimited_ocr": Family(lines_then_base, mark=newline, facts=_MIXED),
-    "video_llama_3": Family(tower=Tower("vision_model", merged_by_size), llm=True),
+    "video_llama_3": Family(video=sifted_frames, tower=Tower("vision_model", merged_by_size, merged_by_size), llm=True),
     "video_llava": replace(_LLAVA, tower=Tower("image_tower", without_class_token(patches)), tiling=None, since="5.23"),
     "vipllava": _LLAVA,
 }
@@ -331,8 +349,8 @@ def families_of(method: Method) -> list[str]:
 def _missing(method: Method, row: Family) -> str | None:
     if "place" in method.needs and (row.joins is not None or row.views in PARTIAL):
         return NO_PLACE
-    if "frames" in method.needs and row.video is None:
-        return NO_VIDEO
+    if "frames" in method.needs and row.video in NO_FRAMES:
+        return NO_FRAMES[row.video]
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
         return "its vision tower cannot be read by gprune"
     if method.acts == "in the tower" and not row.projector:

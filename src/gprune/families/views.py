@@ -13,6 +13,13 @@ from transformers import PreTrainedModel
 
 from ..tokens import View
 
+_SIZES = ("image_grid_thw", "video_grid_thw", "video_grids", "image_sizes", "spatial_shapes", "target_sizes")
+"""Arguments of encoders that end in an item's height and width."""
+
+
+SIEVE = "video_compression_mask"
+"""The argument of forward that says which rows of a video encoder's output stand in the prompt."""
+
 
 @dataclass(frozen=True, eq=False)
 class Item:
@@ -41,16 +48,16 @@ class Item:
     @property
     def frames(self) -> int:
         """Pictures that follow one another in time: 1 for an image."""
-        for name in ("image_grid_thw", "video_grid_thw"):
+        for name in ("image_grid_thw", "video_grid_thw", "video_grids", "num_frames_per_video"):
             if name in self.arguments:
-                return int(self.arguments[name][0])
+                return int(self.arguments[name].flatten()[0])
         frames = self.arguments.get("pixel_values_videos")
         return 1 if frames is None or frames.ndim != 4 else len(frames)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of a frame in any unit; (1, 1) when nothing was said, as by square encoders."""
-        for name in ("image_grid_thw", "video_grid_thw", "image_sizes", "spatial_shapes", "target_sizes"):
+        for name in _SIZES:
             if name in self.arguments:
                 height, width = self.arguments[name][-2:].tolist()
                 return height, width
@@ -107,6 +114,33 @@ def frames_in_lines(item: Item) -> tuple[View, ...]:
     height, width = (length // merge for length in item.size)
     rows = torch.arange(len(item), device=item.features.device).view(item.frames, height, width + 1)
     return tuple(View(frame.flatten(), (height, width)) for frame in rows[..., :-1])
+
+
+def averaged(item: Item) -> tuple[View, ...]:
+    """One view, whose tokens are means over all frames."""
+    return (View(torch.arange(len(item), device=item.features.device), scaled(item.size, len(item))),)
+
+
+def sifted_frames(item: Item) -> tuple[View, ...]:
+    """One view per frame of which the processor left tokens, as VideoLLaMA 3 tells them in `video_compression_mask`."""
+    if SIEVE not in item.arguments:
+        return frames(item)
+    left = item.arguments[SIEVE].view(item.frames, -1)
+    rows = torch.arange(len(item), device=item.features.device).split(left.sum(dim=1).tolist())
+    grid = scaled(item.size, left.shape[1])
+    return tuple(View(own, grid if len(own) == left.shape[1] else None) for own in rows if len(own))
+
+
+def placed_frames(item: Item) -> tuple[View, ...]:
+    """One view per frame, of the size that the places of its patches tell in `video_position_ids`."""
+    if "video_position_ids" not in item.arguments:
+        return frames(item)
+    places = item.arguments["video_position_ids"]
+    patches = (places >= 0).all(dim=-1).sum(dim=1)
+    counts = (patches * len(item) // patches.sum()).tolist()
+    sizes = (places.amax(dim=1) + 1).flip(-1).tolist()
+    rows = torch.arange(len(item), device=item.features.device).split(counts)
+    return tuple(View(own, scaled((height, width), len(own))) for own, (height, width) in zip(rows, sizes, strict=True))
 
 
 def unordered(item: Item) -> tuple[View, ...]:
