@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..families.patches import Arguments, ToTokens
-from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_PLACE, NO_VIDEO, families_of, missing
+from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_PLACE, NO_TILES, NO_VIDEO, families_of, missing
 from ..host import BACKEND_FIELD, register_backend
 from ..pruners import PRUNERS
 from ..pruners.base import Need, Pruner
@@ -43,6 +43,11 @@ def check_needs(pruner: Pruner, model: PreTrainedModel) -> None:
         raise UnsupportedModel(
             f"{type(pruner).__name__} must know where in the picture a token lies, which gprune does not for "
             f"{family}: {NO_PLACE}; use a family whose views do, such as llava, llava_next or qwen2_vl"
+        )
+    if missing(pruner, family) == NO_TILES:
+        raise UnsupportedModel(
+            f'{type(pruner).__name__} cannot go on {family} with shares="global": {NO_TILES}; pass shares="own", or '
+            f"use a family that puts tiles together to a grid, such as llava_next"
         )
     if missing(pruner, family) == NO_VIDEO:
         raise UnsupportedModel(

@@ -34,6 +34,7 @@ FROM_TOWER: tuple[Need, ...] = ("attention", "keys", MIDDLE)
 """What a method can need to know of the vision tower."""
 
 NO_PLACE = "its views do not show the whole picture"
+NO_TILES = "which part of the picture each of its tiles shows is not known to gprune"
 NO_VIDEO = "its videos cannot be pruned by gprune"
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
@@ -309,6 +310,8 @@ def families_of(method: Method) -> list[str]:
 def _missing(method: Method, row: Family) -> str | None:
     if "place" in method.needs and (row.joins is not None or row.views is unordered):
         return NO_PLACE
+    if "tiles" in method.needs and row.joins is not None:
+        return NO_TILES
     if "frames" in method.needs and row.video is None:
         return NO_VIDEO
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
