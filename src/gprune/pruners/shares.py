@@ -97,7 +97,8 @@ def standing_out(attention: Tensor, base: View, view: View) -> Tensor:
     assert view.tiles is not None and base.grid is not None
     logs = attention.double().cpu().clamp(min=torch.finfo(torch.float32).tiny).log()
     down, across = (_overlaps(lines, cells) for lines, cells in zip(view.tiles, base.grid, strict=True))
-    return (down @ (logs - logs.mean()).view(base.grid) @ across.mT).flatten()
+    parts = down[:, None, :, None] * across[None, :, None, :]
+    return (parts * (logs - logs.mean()).view(base.grid)).sum((-2, -1)).flatten()
 
 
 def _overlaps(lines: Sequence[int], cells: int) -> Tensor:
