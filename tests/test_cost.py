@@ -219,6 +219,14 @@ def test_scope_image_ranks_all_tokens_of_an_image_together() -> None:
     assert found.flops["selection"] == 2 * 64**2 * 16 + 2 * 5 * 64**2
 
 
+@pytest.mark.parametrize("keep", [0.3, 1, 20, 1.0])
+@pytest.mark.parametrize("size", [(30, 40), (90, 20), (16, 16)])
+def test_tiles_that_share_a_budget_keep_no_more_and_no_less(size: tuple[int, int], keep: float) -> None:
+    own, shared = (cost(llava_next(), [size], 5, keep=GPrune(keep, shares=shares)) for shares in ("own", "global"))
+    assert shared.kept_tokens == own.kept_tokens
+    assert shared.flops["prefill"] == own.flops["prefill"]
+
+
 @pytest.mark.parametrize("pruner", [Random(0.3), Uniform(0.3), L2Norm(0.3)])
 def test_methods_without_products_choose_for_nothing(pruner: Any) -> None:
     assert cost(llava_next(), [(30, 40)], 5, keep=pruner) == cost(llava_next(), [(30, 40)], 5, keep=0.3)
@@ -373,7 +381,7 @@ def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision", "vipllava"])
-@pytest.mark.parametrize("method", ["clsattention", "zerotprune", "hiprune"])
+@pytest.mark.parametrize("method", ["clsattention", "zerotprune", "hiprune", "gprune:shares=global"])
 def test_reading_the_tower_costs_what_is_measured(name: str, method: str) -> None:
     family = FAMILIES[name]
     model, inputs = family.model("eager"), family.inputs([[(20, 40)]])

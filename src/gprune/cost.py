@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from numbers import Integral
 from typing import Any
 
@@ -24,9 +24,9 @@ from . import host
 from .errors import BadType
 from .families.architectures import architecture
 from .families.table import FAMILIES, FROM_TOWER, MIDDLE
-from .families.tiling import tiling
+from .families.tiling import tile_lines, tiling
 from .pruners import Method, Pruner, Unpruned
-from .tokens import Cover, Keep, Mask, check_keep, kept_count
+from .tokens import Keep, Mask, check_keep, follows_picture, kept_count
 
 COUNTABLE = [name for kind in ("whole", "any resolution") for name, row in FAMILIES.items() if row.tiling == kind]
 """Model types whose visual tokens follow from the size of an image."""
@@ -86,7 +86,9 @@ def cost(
             the model itself, which is not run. A config that names no dtype is counted in float32.
         image_sizes: (height, width) in pixels of each image of the prompt, in order; empty for text only.
         text_tokens: tokens of the prompt that are not visual tokens: start token, chat template, question.
-        keep: ratio in (0, 1] as a float, tokens per image as an int, or a pruner with its `keep` and `scope`.
+        keep: ratio in (0, 1] as a float, tokens per image as an int, or a pruner with its settings. How many tokens
+            are kept of each of the tiles that share a budget is up to the picture: what choosing them takes is counted
+            as if they shared by size alone.
 
     Raises:
         ValueError: unknown architecture or model type, a size or count below 1, a `keep` out of range.
@@ -114,6 +116,9 @@ def cost(
         views = [[sum(image)] for image in views]
     counts = [kept_count(image, budget) for image in views]
     kept = newlines + sum(map(sum, counts))
+    if pruner is not None and pruner.shares == "global":
+        ranked = [_by_tile(net.config, *image) for image in zip(image_sizes, views, counts, strict=True)]
+        views, counts = [[n for n, _ in image] for image in ranked], [[k for _, k in image] for image in ranked]
     tiles = sum(_tiles(net.config, size, len(image_sizes)) for size in image_sizes)
     selection = 0 if pruner is None else _count_selection(net, tiles, [*chain(*views)], [*chain(*counts)], pruner)
     prefill, decode, kv_bytes = _count_language(net, kept + text_tokens)
@@ -128,7 +133,7 @@ def before_llm_alone(method: Method) -> bool:
 
 def countable(config: Any, method: Method = UNPRUNED) -> bool:
     """Whether `cost` can count for models with this config and this method; for the others there is `measure`."""
-    if not before_llm_alone(method) or isinstance(method.keep, Cover):
+    if not before_llm_alone(method) or follows_picture(method.keep):
         return False
     # A Pixtral tower's tokens are up to its processor.
     return getattr(config, "model_type", None) in COUNTABLE and config.vision_config.model_type != "pixtral"
@@ -265,6 +270,16 @@ def _views(config: Any, size: tuple[int, int], tokens: int, images: int) -> list
             f"token; check image_grid_pinpoints and vision_feature_select_strategy of the config"
         )
     return views
+
+
+def _by_tile(config: Any, size: tuple[int, int], views: Sequence[int], counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Tokens of each view of an image and how many are kept, its grid in tiles, as if they shared by size alone."""
+    ranked = [*zip(views, counts, strict=True)]
+    if len(ranked) < 2:
+        return ranked
+    base, (_, kept) = ranked
+    sizes = [height * width for height, width in product(*tile_lines(config, size, tiling(config, size).grid))]
+    return [base, *zip(sizes, kept_count(sizes, kept) if kept else [0] * len(sizes), strict=True)]
 
 
 @torch.no_grad()

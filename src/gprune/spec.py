@@ -14,14 +14,14 @@ from .tokens import Keep, cover
 
 
 def parse_keep(text: str) -> Keep:
-    """A ratio with a point, `0.3`, a number of tokens without one, `128`, or `cover:0.9`, `cover:0.9:at_most=0.5`.
+    """A ratio with a point, `0.3`, a number without one, `128`, `cover:0.9`, `cover:0.9:at_most=0.5`, or `own`.
 
     Raises:
         ValueError: none of these.
     """
     if match := re.fullmatch(r"cover:([^:]+)(?::at_most=([^:]+))?", text):
         return cover(float(match[1]), _number(match[2] or "1.0"))
-    return _number(text)
+    return "own" if text == "own" else _number(text)
 
 
 def _number(text: str) -> float | int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,20 +26,30 @@ class View:
         rows: int64 [n], ascending rows of `VisualTokens.features`, on the same device.
         grid: (rows, columns) of the view with rows * columns == n, in row-major order; None when unknown.
         image: index of the image, within the `VisualTokens`, that the view belongs to.
+        tiles: of a grid that was put together of tiles, how many of its rows are in each row of tiles, and how many of
+            its columns in each column of tiles; None: it was not, or that is unknown.
 
     Raises:
-        BadValue: `grid` does not hold exactly the view's tokens.
+        BadValue: `grid` does not hold exactly the view's tokens, or `tiles` not exactly the grid.
     """
 
     rows: Tensor
     grid: tuple[int, int] | None = None
     image: int = 0
+    tiles: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.grid is not None and math.prod(self.grid) != len(self):
             raise BadValue(
                 f"grid={self.grid} holds {math.prod(self.grid)} tokens but the view has {len(self)}; "
                 f"rows * columns must equal the number of tokens; pass grid=None if the layout is unknown"
+            )
+        if self.tiles is not None and (
+            tuple(map(sum, self.tiles)) != self.grid or not all(min(lines, default=0) > 0 for lines in self.tiles)
+        ):
+            raise BadValue(
+                f"tiles={self.tiles} do not make up a grid of {self.grid}; give how many of its rows each row of tiles "
+                f"has, and how many of its columns each column, at least 1 each, or leave it out"
             )
 
     def __len__(self) -> int:
@@ -132,6 +142,18 @@ class VisualTokens:
             joint += views
         return replace(self, views=tuple(joint))
 
+    def per_tile(self) -> VisualTokens:
+        """These tokens with each view that was put together of tiles taken apart, its tiles in row-major order."""
+        apart: list[View] = []
+        for view in self.views:
+            if view.grid is None or view.tiles is None:
+                apart.append(view)
+                continue
+            heights, widths = map(list, view.tiles)
+            tiles = [tile for line in view.rows.view(view.grid).split(heights) for tile in line.split(widths, dim=1)]
+            apart += [View(tile.flatten(), (tile.shape[0], tile.shape[1]), view.image) for tile in tiles]
+        return replace(self, views=tuple(apart))
+
 
 class Budget(Accepted):
     """A ratio of the tokens or a number of them."""
@@ -194,15 +216,20 @@ def cover(share: float, at_most: float | int = 1.0) -> Cover:
     return Cover(share, at_most)
 
 
-Keep = float | int | Cover
+Keep = float | int | Cover | Literal["own"]
 """A ratio in (0, 1] as a float, tokens per image as an int, or as many as a picture needs: `1.0` is every token, `1` is
-one token, `cover(0.9)` as few as cover 90 %."""
+one token, `cover(0.9)` as few as cover 90 %, "own" the number that a method finds itself, where it does."""
+
+
+def follows_picture(keep: Keep) -> bool:
+    """Whether the number of tokens is known only when the picture is."""
+    return isinstance(keep, Cover) or keep == "own"
 
 
 class AnyBudget(Budget):
     """A ratio of the tokens, a number of them, or as many as a picture needs."""
 
-    kinds = (int, float, Cover)
+    kinds: tuple[type, ...] = (int, float, Cover)
 
     def __contains__(self, keep: Any) -> bool:
         return isinstance(keep, Cover) or super().__contains__(keep)
@@ -211,16 +238,29 @@ class AnyBudget(Budget):
         return f"{super().__str__()}, or cover(0.9), as many as cover 90 % of a picture"
 
 
+class OwnBudget(AnyBudget):
+    """The same, or the number that the method finds itself."""
+
+    kinds: tuple[type, ...] = (int, float, Cover, str)
+
+    def __contains__(self, keep: Any) -> bool:
+        return keep == "own" if isinstance(keep, str) else super().__contains__(keep)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, or 'own', the number that the method finds itself"
+
+
 def check_keep(keep: Keep) -> float | int:
     """`keep` where it must be known without the picture.
 
     Raises:
         BadType, BadValue: it is neither a float in (0, 1] nor an int of at least 1.
     """
-    if isinstance(keep, Cover):
+    if isinstance(keep, Cover) or keep == "own":
+        example = keep.at_most if isinstance(keep, Cover) and keep.at_most != 1.0 else 0.3
         raise BadValue(
             f"keep={keep} depends on what the picture shows, and here the number of tokens must be known before; "
-            f"pass a ratio or a number of tokens, for example {keep.at_most if keep.at_most != 1.0 else 0.3}"
+            f"pass a ratio or a number of tokens, for example {example}"
         )
     check_value("keep", keep, Budget())
     return keep

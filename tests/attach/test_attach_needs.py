@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import replace
 from typing import Any
@@ -22,19 +23,23 @@ from gprune import (
     CDPruner,
     ClsAttention,
     Foreground,
+    GraphCover,
     HiPrune,
+    L2Norm,
     MMTok,
     PruMerge,
     Pruner,
     UnsupportedModel,
     VisionZip,
     VisPruner,
+    VisualTokens,
     ZeroTPrune,
 )
 from gprune.errors import BadValue
 from gprune.families.table import FAMILIES as TABLE
-from gprune.families.table import missing
+from gprune.families.table import families_of, missing
 
+WIDE = (((40, 40),), ((16, 48), (44, 30)), ((30, 41),))
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 close: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
@@ -62,6 +67,14 @@ CROSSED += [(name, ApET(0.6)) for name in FAMILIES if missing(ApET(), name) is N
 CROSSED += [(name, pruner) for pruner in (Foreground(0.4, mask=OBJECT), Background(7, mask=OBJECT)) for name in WHOLE]
 
 
+SHARED = ["llava_next", "llava_next_video", "llava_onevision"]
+SHARING: dict[str, Pruner] = {
+    "l2norm": L2Norm(0.4, shares="global"),
+    "graphcover": GraphCover(20, shares="global"),
+    "prumerge": PruMerge(0.6, neighbours=2, shares="global"),
+}
+
+
 @pytest.fixture(autouse=True)
 def no_grad() -> Any:
     with torch.no_grad():
@@ -83,6 +96,71 @@ def generated(family: Family, pruner: Pruner, attention: str = "sdpa") -> None:
 @pytest.mark.parametrize("name", READ)
 def test_merged_tokens_reach_the_llm(name: str) -> None:
     generated(FAMILIES[name], VisionZip(0.8, positions="contiguous" if name == "gemma3" else "original"))
+
+
+@pytest.mark.parametrize("pruner", SHARING.values(), ids=SHARING)
+@pytest.mark.parametrize("name", present(*SHARED))
+def test_tiles_share_the_budget_of_their_image(name: str, pruner: Pruner) -> None:
+    generated(FAMILIES[name], pruner)
+    family = FAMILIES[name]
+    model, inputs = family.model(), family.inputs(WIDE)
+    known = known_tokens(family, model, pruner, inputs, WIDE)
+    with pruner(model) as run:
+        model(**inputs)
+    for report, tokens in zip(run.images, known, strict=True):
+        assert torch.equal(report.kept, pruner.select(tokens).kept)
+        assert report.grids == tuple(view.grid for view in tokens.views)
+        assert report.n_after == len(replace(pruner, shares="own").select(tokens).kept)
+    assert any(tokens.views[-1].tiles != tokens.views[-1].grid for tokens in known)
+
+
+@pytest.mark.parametrize("name", present(*SHARED))
+def test_what_a_tile_keeps_follows_the_attention_of_the_base_view(name: str) -> None:
+    """Larger weights in the tower's last layers, so that attention differs from tile to tile."""
+    family, pruner = FAMILIES[name], L2Norm(0.4, shares="global")
+    model, inputs = copy.deepcopy(family.model()), family.inputs(WIDE)
+    for parameter in (p for n, p in model.named_parameters() if "vision" in n and n.endswith("q_proj.weight")):
+        parameter.mul_(20)
+    known = known_tokens(family, model, pruner, inputs, WIDE)
+    with pruner(model) as run:
+        model(**inputs)
+    for report, tokens in zip(run.images, known, strict=True):
+        assert torch.equal(report.kept, pruner.select(tokens).kept)
+    assert any(
+        not torch.equal(report.kept, even(pruner, tokens)) for report, tokens in zip(run.images, known, strict=True)
+    )
+
+
+def even(pruner: Pruner, tokens: VisualTokens) -> torch.Tensor:
+    """What is kept where nothing stands out."""
+    signals = {**tokens.signals, "attention": torch.ones_like(tokens.signals["attention"])}
+    return pruner.select(replace(tokens, signals=signals)).kept
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if TABLE[name].joins is not None])
+def test_families_whose_tiles_have_no_known_place_are_refused(name: str) -> None:
+    pruner, reason = L2Norm(shares="global"), "which part of the picture each of its tiles shows is not known to gprune"
+    assert missing(pruner, name) == reason and name not in families_of(pruner)
+    with pytest.raises(UnsupportedModel, match=rf'cannot go on {name} with shares="global": {reason}'):
+        pruner(FAMILIES[name].model())
+
+
+def test_images_of_one_view_have_nothing_to_share() -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.model(), family.inputs()
+    kept = []
+    for pruner in (L2Norm(0.4), L2Norm(0.4, shares="global")):
+        with pruner(model) as run:
+            model(**inputs)
+        kept.append([report.kept.tolist() for report in run.images])
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("name", present("llava_onevision"))
+def test_videos_are_not_made_of_tiles(name: str) -> None:
+    family = FAMILIES[name]
+    with L2Norm(0.4, shares="global")(family.model()), pytest.raises(BadValue, match='shares="own" for videos'):
+        family.model()(**family.inputs(VIDEOS))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

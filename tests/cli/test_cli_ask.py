@@ -56,6 +56,16 @@ def test_counts_are_those_of_the_cost_model(
     assert (rows[0]["method"], rows[0]["keep"], rows[0]["kept_tokens"]) == ("none", 1.0, rows[0]["visual_tokens"])
 
 
+def test_budgets_that_follow_the_picture(run: Run, photos: dict[str, Path]) -> None:
+    asked = ("ask", photos["astronaut"], "hi", "--json", *SHORT)
+    row, other = run(*asked, "--method", "gprune:shares=global,gprune", "--keep", "0.3").rows
+    assert row["kept_tokens"] == other["kept_tokens"] == sum(kept_count([64, 256], 0.3)) + 16
+    (row,) = run(*asked, "--method", "prumerge", "--keep", "own").rows
+    assert row["keep"] == "own" and 2 + 16 <= row["kept_tokens"] < 0.3 * 336
+    refused = run(*asked, "--method", "gprune", "--keep", "own")
+    assert refused.code != 0 and "GPrune finds none" in refused.err
+
+
 def test_answers_are_those_of_the_library(run: Run, photos: dict[str, Path], embedded: tuple[Any, Any]) -> None:
     model, processor = embedded
     rows = run("ask", photos["coffee"], "describe the picture.", "--compare", "--json", "--max-new-tokens", "12").rows

@@ -29,7 +29,7 @@ def test_round_trip(tmp_path: Path) -> None:
         st.just("m"),
         st.sampled_from(["gqa", "mmbench_en_dev"]),
         st.sampled_from(["gprune", "gprune:init=ones", "tome:where=tokens"]),
-        st.one_of(st.integers(1, 3), st.sampled_from([0.3, 1.0])),
+        st.one_of(st.integers(1, 3), st.sampled_from([0.3, 1.0, "own"])),
         st.sampled_from([None, 0, 1]),
         st.sampled_from([None, 1, 7]),
     ),
@@ -37,6 +37,12 @@ def test_round_trip(tmp_path: Path) -> None:
 )
 def test_other_key_other_file(key: Key, change: dict[str, object]) -> None:
     assert replace(key, **change).name != key.name  # type: ignore[arg-type]
+
+
+def test_the_number_that_a_method_finds_comes_back(tmp_path: Path) -> None:
+    cell = replace(CELL, key=replace(KEY, method="prumerge", keep="own"))
+    save(cell, tmp_path)
+    assert load_cell(cell.key, tmp_path) == cell
 
 
 def test_one_token_is_not_all_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,9 @@ from packaging.version import Version
 from torch import Generator, Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from .base import Family, Layout, Size, Video
+from gprune.tokens import VisualTokens
+
+from .base import Family, Layout, Media, Size, Video, is_video
 from .parts import IMAGE_AND_VIDEO, siglip, text
 from .square import CLIP_LLAMA
 
@@ -49,6 +52,28 @@ class LlavaNext(Family):
             return rows - 2 * ((rows - covered) // 2), columns
         covered = int(round(width * rows / height, 7))
         return rows, columns - 2 * ((columns - covered) // 2)
+
+    def tokens(self, features: Tensor, media: Media) -> VisualTokens:
+        """With the tiles of the grid: lines of the best resolution by the tile that they are in, padding left out."""
+        tokens = super().tokens(features, media)
+        if is_video(media) or len(tokens.views) < 2:
+            return tokens
+        base, grid = tokens.views
+        full = [pixels * SIDE // TILE for pixels in select_best_resolution(media, self.pinpoints)]
+        heights, widths = (
+            _tile_lines(*each) for each in zip(full, LlavaNext.lines(self, media), self.lines(media), strict=True)
+        )
+        return replace(tokens, views=(base, replace(grid, tiles=(heights, widths))))
+
+
+def _tile_lines(full: int, filled: int, lines: int) -> tuple[int, ...]:
+    """Each of the lines, as long as what is filled in the middle of all, goes to the tile of which it shows most."""
+    owners = []
+    for line in range(lines):
+        start, end = ((full - filled) / 2 + place * filled / lines for place in (line, line + 1))
+        shown = [min(end, tile + SIDE) - max(start, tile) for tile in range(0, full, SIDE)]
+        owners.append(shown.index(max(shown)))
+    return tuple(owners.count(tile) for tile in sorted(set(owners)))
 
 
 class WithVideo(LlavaNext):

@@ -85,6 +85,13 @@ def test_methods_that_need_features_alone() -> None:
                 served_pruner(name, 0.3)
 
 
+def test_what_a_setting_needs_counts() -> None:
+    with pytest.raises(ValueError, match="'gprune:shares=global' cannot be served by vLLM: it needs more than"):
+        served_pruner("gprune:shares=global", 0.3)
+    with pytest.raises(ValueError, match="gprune_keep: keep=own depends on what the picture shows"):
+        keep_of(None, {"gprune_keep": "own"})
+
+
 def test_a_mask_is_not_opened() -> None:
     with pytest.raises(ValueError, match="cannot be served"):
         served_pruner("foreground:mask=/does/not/exist.png", 0.3)

@@ -176,7 +176,8 @@ def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
         NonFiniteFeatures: features are NaN or Inf; names the image.
     """
     tokens, shown = gathered.tokens, gathered.shown
-    selection = selector.select(tokens if shown is None else _only(tokens, shown))
+    given = tokens if shown is None else _only(tokens, shown)
+    selection = selector.select(given)
     if shown is not None:
         selection = _over_all(selection, shown)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
@@ -195,7 +196,7 @@ def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
         selection=selection,
         sizes=tokens.sizes,
         views=tokens.views,
-        ranked=tokens.per_image().views if selector.scope == "image" else tokens.views,
+        ranked=selector.ranked(given).views,
     )
 
 
@@ -214,7 +215,8 @@ def _only(tokens: VisualTokens, shown: Tensor) -> VisualTokens:
     views = []
     for view in tokens.views:
         rows = view.rows[shown[view.rows]]
-        views.append(View(places[rows], view.grid if len(rows) == len(view) else None, view.image))
+        known = view if len(rows) == len(view) else replace(view, grid=None, tiles=None)
+        views.append(replace(known, rows=places[rows]))
     sizes = tuple(int(part.sum()) for part in shown.split(tokens.sizes))
     signals = {name: values[shown] for name, values in tokens.signals.items()}
     return replace(tokens, features=tokens.features[shown], views=tuple(views), sizes=sizes, signals=signals)
@@ -304,7 +306,9 @@ def _image(group: Sequence[Item], views: Views) -> VisualTokens:
     """An image from its items: tiles, or the only one."""
     starts = accumulate((len(item) for item in group), initial=0)
     joined = tuple(
-        View(view.rows + start, view.grid) for item, start in zip(group, starts, strict=False) for view in views(item)
+        replace(view, rows=view.rows + start)
+        for item, start in zip(group, starts, strict=False)
+        for view in views(item)
     )
     features = torch.cat([item.features for item in group]) if len(group) > 1 else group[0].features
     signals = {name: torch.cat([item.signals[name] for item in group]) for name in group[0].signals}

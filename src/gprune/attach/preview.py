@@ -47,5 +47,4 @@ def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> V
 
 def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:
     """What `pruner.select(tokens)` kept of each image, as `run.images` tells it of a call."""
-    ranked = tokens.per_image().views if pruner.scope == "image" else tokens.views
-    return report_images(selection, tokens.sizes, tokens.views, ranked)
+    return report_images(selection, tokens.sizes, tokens.views, pruner.ranked(tokens).views)

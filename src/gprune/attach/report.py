@@ -20,7 +20,7 @@ class ImageReport:
 
     Args:
         kept: int64 [n_after], sorted rows that the LLM sees to its last layer, fixed rows included.
-        views: the sets of rows that were ranked together.
+        views: the views of the image, which were ranked apart unless the method says otherwise.
         scores: float32 [n_before], NaN on fixed rows; None for methods without scores.
         n_before, n_after: visual tokens of the image, fixed rows included.
         edge_share: share of all pairs of tokens that are edges, over the views; None for methods without a
@@ -83,8 +83,8 @@ def report_images(
         selection: over the whole batch.
         sizes: tokens per image.
         views: of the layout, rows counted within the batch.
-        ranked: the views that were ranked, to which the shares of the selection belong: the same, or one per
-            image.
+        ranked: the views that were ranked, to which the shares of the selection belong: the same, one per image, or
+            their tiles.
         per_layer, pair_cost: of each image, where tokens were dropped inside the LLM.
     """
     kept = selection.kept.cpu()

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .. import host
 from ..errors import UnsupportedModel
 from ..families.patches import Arguments, ToTokens
-from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_FRAMES, NO_PLACE, families_of, missing
+from ..families.table import FAMILIES, FROM_TOWER, MIDDLE, NO_FRAMES, NO_PLACE, NO_TILES, families_of, missing
 from ..host import BACKEND_FIELD, register_backend
 from ..pruners import PRUNERS
 from ..pruners.base import Need, Pruner
@@ -44,7 +44,13 @@ def check_needs(pruner: Pruner, model: PreTrainedModel) -> None:
             f"{type(pruner).__name__} must know where in the picture a token lies, which gprune does not for "
             f"{family}: {NO_PLACE}; use a family whose views do, such as llava, llava_next or qwen2_vl"
         )
-    if (reason := missing(pruner, family)) in NO_FRAMES.values():
+    reason = missing(pruner, family)
+    if reason == NO_TILES:
+        raise UnsupportedModel(
+            f'{type(pruner).__name__} cannot go on {family} with shares="global": {reason}; pass shares="own", or '
+            f"use a family that puts tiles together to a grid, such as llava_next"
+        )
+    if reason in NO_FRAMES.values():
         raise UnsupportedModel(
             f"{type(pruner).__name__} compares the frames of videos, which gprune cannot for {family}: {reason}; use "
             f"one of {', '.join(families_of(pruner))}, or another method"

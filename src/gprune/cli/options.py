@@ -38,7 +38,7 @@ Keeps = Annotated[
     str,
     typer.Option(
         help="Comma-separated: 0.3 is a ratio, 100 a number of tokens per image, cover:0.9 as few as cover 90 % of a "
-        "picture, cover:0.9:at_most=0.5 but no more than half."
+        "picture, cover:0.9:at_most=0.5 but no more than half, own the number that prumerge finds."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a list of flat rows on standard output, and nothing else.")]

@@ -60,6 +60,7 @@ NO_FRAMES: dict[Views | None, str] = {
     sifted_frames: "its processor has left out tokens that are like those of the frame before already",
 }
 """Why the frames of videos that have such views cannot be compared."""
+NO_TILES = "which part of the picture each of its tiles shows is not known to gprune"
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
@@ -349,6 +350,8 @@ def families_of(method: Method) -> list[str]:
 def _missing(method: Method, row: Family) -> str | None:
     if "place" in method.needs and (row.joins is not None or row.views in PARTIAL):
         return NO_PLACE
+    if "tiles" in method.needs and (row.joins is not None or row.views in PARTIAL):
+        return NO_TILES
     if "frames" in method.needs and row.video in NO_FRAMES:
         return NO_FRAMES[row.video]
     if row.tower is None and set(FROM_TOWER) & set(method.needs):

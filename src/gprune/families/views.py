@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..tokens import View
+from .tiling import tile_lines
 
 _SIZES = ("image_grid_thw", "video_grid_thw", "video_grids", "image_sizes", "spatial_shapes", "target_sizes")
 """Arguments of encoders that end in an item's height and width."""
@@ -156,10 +157,10 @@ def newline(model: PreTrainedModel) -> Tensor:
 def base_and_lines(item: Item) -> tuple[View, ...]:
     """Read the views of one image back from its packed features.
 
-    The size of the image is no longer known when `generate()` calls forward, but the model puts the same
+    The size of the image is not known where features were encoded elsewhere, but the model puts the same
     learned newline row at the end of every line, unchanged: where it stands tells the shape. Newline rows are
-    fixed. An image without high-resolution lines (extreme aspect ratio, one of several OneVision images) is a
-    base view alone.
+    fixed. Where the size is known, so are the tiles of the grid. An image without high-resolution lines (extreme aspect
+    ratio, one of several OneVision images) is a base view alone.
 
     Args:
         item: one image of a model with a square vision tower; the newline rows are marked.
@@ -183,7 +184,8 @@ def base_and_lines(item: Item) -> tuple[View, ...]:
     if width < 2:
         return views
     grid = rows[base:].view(lines, width)[:, :-1]
-    return (*views, View(grid.reshape(-1), (lines, width - 1)))
+    tiles = tile_lines(model.config, item.size, (lines, width - 1)) if "image_sizes" in item.arguments else None
+    return (*views, View(grid.reshape(-1), (lines, width - 1), tiles=tiles))
 
 
 def tiles_then_whole(item: Item) -> tuple[View, ...]:

@@ -16,16 +16,18 @@ from ..checks import OneOf, check_settings, setting
 from ..coverage import shortest_cover
 from ..errors import BadValue, NonFiniteFeatures
 from ..kernels.ragged import top_per_view
-from ..tokens import AnyBudget, Cover, Keep, View, VisualTokens, kept_count
+from ..tokens import AnyBudget, Cover, Keep, View, VisualTokens, follows_picture, kept_count
+from .shares import tile_counts
 
 if TYPE_CHECKING:
     from ..attach import Run
 
 Scope = Literal["view", "image"]
+Shares = Literal["own", "global"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames"]
+Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames", "tiles"]
 """Attention that a token receives in the vision tower, its key there, the attention in a middle layer, the question
-about its image, where it lies in the image, the mask of that, and the frames of a video."""
+about its image, where it lies in the image, the mask of that, the frames of a video, and the tiles of an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class Method(ABC):
 
     keep: Keep
     """The budget: a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image, `cover(0.9)` as many as
-    cover 90 % of a picture."""
+    cover 90 % of a picture, "own" the number that the method finds itself, where it does."""
 
     name: ClassVar[str]
     """Name on the command line and in tables: the class's own in lower case."""
@@ -138,6 +140,8 @@ class Pruner(Method):
             `cover(0.9)`, as few of the method's order as cover 90 % of every view, where it is `ordered`.
         scope: "view" ranks the views of an image apart, as the paper does; "image" ranks all its tokens
             together.
+        shares: "own" keeps the ratio of every view; "global" lets the tiles of a high-resolution grid, ranked apart,
+            share what it keeps by how much each stands out in the base view (GlobalCom2, arXiv 2501.05179).
         positions: "original" leaves gaps in the position ids where tokens were dropped, as the paper does;
             "contiguous" renumbers what is left.
 
@@ -148,19 +152,32 @@ class Pruner(Method):
     keep: Keep = setting(0.3, AnyBudget())
     _: KW_ONLY
     scope: Scope = setting("view", OneOf(get_args(Scope)))
+    shares: Shares = setting("own", OneOf(get_args(Shares)))
     positions: Positions = setting("original", OneOf(get_args(Positions)))
+
+    finds_number: ClassVar[bool] = False
+    """Whether it takes keep="own", and finds in every view how many tokens are to be kept."""
 
     ordered: ClassVar[bool] = False
     """Whether it puts tokens in an order, of which a budget is the beginning."""
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.keep == "own" and not self.finds_number:
+            raise BadValue(
+                f"keep='own' is the number of tokens that a method finds itself, and {name} finds none; pass a ratio "
+                f"or a number of tokens, or take PruMerge"
+            )
         super().__post_init__()
         if isinstance(self.keep, Cover) and not self.ordered:
             raise BadValue(
-                f"keep={self.keep!r} goes down a method's order of tokens until they cover enough, and "
-                f"{type(self).__name__} has none: it chooses anew for every number of tokens; pass a ratio or a "
-                f"number of tokens, or take GraphCover"
+                f"keep={self.keep!r} goes down a method's order of tokens until they cover enough, and {name} has "
+                f"none: it chooses anew for every number of tokens; pass a ratio or a number of tokens, or take "
+                f"GraphCover"
             )
+        if self.shares == "global":
+            self._check_can_share()
+            self.needs = (*dict.fromkeys((*self.needs, "attention", "tiles")),)  # type: ignore[misc]
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens | Tensor) -> Selection:
@@ -170,7 +187,7 @@ class Pruner(Method):
             tokens: the visual tokens of one image or a batch, or floating [N, d]: one image, one view.
 
         Returns:
-            Exactly `kept_count` rows of every view, or those that cover enough of it, and all fixed rows.
+            Exactly `kept_count` rows of every view, or as many as `keep` says of this picture, and all fixed rows.
 
         Raises:
             NonFiniteFeatures: some features are NaN or Inf; names the image.
@@ -181,11 +198,16 @@ class Pruner(Method):
             tokens = VisualTokens.of(tokens)
         _check_finite(tokens)
         self._check_needs(tokens)
-        if self.scope == "image":
-            tokens = tokens.per_image()
-        counts = self._budget(tokens)
-        selection = self._select(tokens, counts)
+        ranked = self.ranked(tokens)
+        counts = tile_counts(tokens, self._budget(tokens)) if self.shares == "global" else self._budget(ranked)
+        tokens, selection = ranked, self._select(ranked, counts)
         return _cut_short(selection, tokens, counts, self.keep.share) if isinstance(self.keep, Cover) else selection
+
+    def ranked(self, tokens: VisualTokens) -> VisualTokens:
+        """The tokens with the views that are ranked: as they are, one per image, or tiles apart."""
+        if self.scope == "image":
+            return tokens.per_image()
+        return tokens.per_tile() if self.shares == "global" else tokens
 
     @property
     def acts(self) -> Acts:
@@ -219,7 +241,7 @@ class Pruner(Method):
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
-            elif need in ("place", "mask", "frames"):
+            elif need in ("place", "mask", "frames", "tiles"):
                 continue  # of each view, when it is there
             elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(
@@ -231,6 +253,20 @@ class Pruner(Method):
                     f"the {need} of some tokens is NaN or Inf although their features are finite; only fixed rows may "
                     f"have none; if the vision tower runs in float16, load it in bfloat16 or float32"
                 )
+
+    def _check_can_share(self) -> None:
+        """Refuse to share a budget over tiles where that has no meaning."""
+        if follows_picture(self.keep):
+            reason = f"keep={self.keep!r} says of every view itself how much is kept, which leaves nothing to share"
+        elif self.scope == "image":
+            reason = 'scope="image" ranks all tokens of an image together, so that its tiles have no budgets'
+        elif self.acts != "before the LLM":
+            reason = "what is merged inside the vision tower is as much of every tile"
+        elif {"place", "frames"} & set(self.needs):
+            reason = "it goes by whole pictures, of which a tile is a part"
+        else:
+            return
+        raise BadValue(f'shares="global" does not go with {type(self).__name__} so: {reason}; pass shares="own"')
 
     def _budget(self, tokens: VisualTokens) -> list[int]:
         """How many tokens of each view are kept at most."""

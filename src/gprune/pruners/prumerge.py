@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..checks import Count, OneOf, setting
-from ..tokens import VisualTokens
+from ..errors import BadValue
+from ..tokens import Keep, OwnBudget, VisualTokens
 from .base import Need, Pruner, Selection
 from .bat import weighted_means
 from .uniform import spread
@@ -29,15 +30,16 @@ class PruMerge(Pruner):
     averaged over heads; the mean is weighted by the attention. One removed token may be merged into several, and one
     that is near to none is gone.
 
-    In the paper the number of outliers, a_i > Q3 + 1.5 (Q3 - Q1), is how many are kept; here `keep` says how many. So
-    the outliers matter to its variant "+" alone (`spatial`): they are kept, and the rest of the budget is spread
-    evenly over the other tokens. Had to be decided: weights add up to one, so that a merged token is as long as others;
-    how many tokens are merged into each, where a fixed number, as in the paper, mixes what is unlike at a large budget;
-    and that it happens after the projector, as the LLM would receive them.
+    In the paper the number of outliers, a_i > Q3 + 1.5 (Q3 - Q1), is how many are kept of a view; so it is with
+    keep="own", but at least one of a view with tokens. Where `keep` says how many, the outliers matter to its variant
+    "+" alone (`spatial`): they are kept, and the rest of the budget is spread evenly over the other tokens. Had to be
+    decided: weights add up to one, so that a merged token is as long as others; how many tokens are merged into each,
+    where a fixed number, as in the paper, mixes what is unlike at a large budget; and that it happens after the
+    projector, as the LLM would receive them.
 
     Args:
-        keep, scope, positions: see `Pruner`.
-        spatial: the variant "+".
+        keep, scope, positions: see `Pruner`; keep may be "own".
+        spatial: the variant "+", which needs a budget to spread the rest of.
         neighbours: int >= 0, at most so many removed tokens are merged into each that is kept; the paper's k. None
             is as many as there are removed tokens for each that is kept, rounded up.
 
@@ -45,11 +47,27 @@ class PruMerge(Pruner):
         BadType, BadValue: an argument is not one of the values above.
     """
 
+    keep: Keep = setting(0.3, OwnBudget())
     spatial: bool = setting(False, OneOf((False, True)))
     neighbours: int | None = setting(None, Count(0))
 
     needs: ClassVar[tuple[Need, ...]] = ("attention", "keys")
+    finds_number: ClassVar[bool] = True
     merges = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep == "own" and self.spatial:
+            raise BadValue(
+                "keep='own' keeps the outliers alone, and spatial=True spreads what they leave of a budget; pass a "
+                "ratio or a number of tokens, or spatial=False"
+            )
+
+    def _budget(self, tokens: VisualTokens) -> list[int]:
+        if self.keep != "own":
+            return super()._budget(tokens)
+        attention = tokens.signals["attention"].float()
+        return [max(1, outliers(attention[view.rows])) if len(view) else 0 for view in tokens.views]
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         attention, keys = tokens.signals["attention"].float(), tokens.signals["keys"].double()
@@ -76,10 +94,16 @@ class PruMerge(Pruner):
         order = attention.sort(descending=True, stable=True).indices
         if not self.spatial:
             return order[:k]
-        lower, upper = attention.double().quantile(attention.new_tensor(QUARTERS, dtype=torch.float64))
-        outliers = min(k, int((attention > upper + FENCE * (upper - lower)).sum()))
-        rest = order[outliers:].sort().values
-        return torch.cat([order[:outliers], rest[spread(len(rest), k - outliers)]])
+        first = min(k, outliers(attention))
+        rest = order[first:].sort().values
+        return torch.cat([order[:first], rest[spread(len(rest), k - first)]])
+
+
+def outliers(attention: Tensor) -> int:
+    """How many tokens of a view, float32 [n], n >= 1, stand out in attention."""
+    wide = attention.double()
+    lower, upper = wide.quantile(wide.new_tensor(QUARTERS))
+    return int((wide > upper + FENCE * (upper - lower)).sum())
 
 
 def nearest_removed(keys: Tensor, stays: Tensor, count: int) -> Tensor:

@@ -34,14 +34,14 @@ def served_pruner(method: str, keep: Keep) -> Pruner:
     Raises:
         ValueError, TypeError: unknown method or setting, one that needs more, or no budget.
     """
-    if not _by_features_alone(get_pruner(method.partition(":")[0])):
+    kind = get_pruner(method.partition(":")[0])
+    pruner = parse_pruner(method, keep) if _by_features_alone(kind) else None
+    if not isinstance(pruner, Pruner) or pruner.needs:
         names = [name for name, each in PRUNERS.items() if _by_features_alone(each)]
         raise ValueError(
             f"method {method!r} cannot be served by vLLM: it needs more than the features of the visual tokens; "
             f"accepted are {', '.join(names)}"
         )
-    pruner = parse_pruner(method, keep)
-    assert isinstance(pruner, Pruner)
     return pruner
 
 
