@@ -10,9 +10,9 @@ import pytest
 import torch
 from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
-from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed
+from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed, recycled
 
-from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel, V2Drop
+from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, SparseVLM, UnsupportedModel, V2Drop
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.pruners import Pruner
@@ -28,6 +28,7 @@ SHARES = {
     "pyramiddrop": [1, 0.5, 0.25, 0.125],
     "dart": [1, 1, 0.5, 0.5],
     "v2drop": [1, 0.5, 0.25, 0.125],
+    "sparsevlm": [1, 0.25, 0.125, 0.125],
 }
 METHODS: dict[str, tuple[Pruner, Choose]] = {
     "fastv": (FastV(keep=0.7), most_attended),
@@ -35,6 +36,7 @@ METHODS: dict[str, tuple[Pruner, Choose]] = {
     "pyramiddrop": (PyramidDrop(keep=0.46875), most_attended),
     "dart": (DART(keep=0.75, pivots=2), lambda seen, k: least_duplicate(seen, k, 2)),
     "v2drop": (V2Drop(keep=0.46875), most_changed),
+    "sparsevlm": (SparseVLM(keep=0.375, recycled=0.8, clusters=0.3), recycled),
 }
 
 
@@ -84,9 +86,9 @@ def test_generation_equals_full_recompute(family: Family) -> None:
     check_generation(family, "fastv", STEPS)
 
 
-@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop"])
+@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop", "sparsevlm"])
 def test_other_methods_in_every_family(family: Family, method: str) -> None:
-    if method in ("pyramiddrop", "v2drop") and "deepstack levels" in TABLE[family.name].facts:
+    if SHARES[method][1] < 1 and "deepstack levels" in TABLE[family.name].facts:
         pytest.skip("drops in front of layers that get deepstack features; refused")
     check_generation(family, method, steps=2)
 
@@ -323,7 +325,9 @@ def test_sampling() -> None:
     assert torch.equal(tokens[:, -5:], torch.stack(expected, 1))
 
 
-@pytest.mark.parametrize("pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75, pivots=20)], ids=str)
+@pytest.mark.parametrize(
+    "pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75, pivots=20), SparseVLM(keep=0.375)], ids=str
+)
 def test_drafted_tokens_are_taken_and_rolled_back(pruner: Pruner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three drafted tokens the third is always wrong; those of the prefill must not rank the visual tokens."""
     model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 1)
@@ -415,7 +419,9 @@ def test_second_image_on_a_pruned_cache(layer: int) -> None:
     torch.testing.assert_close(step.logits[0], after.logits()[-2:], **close)
 
 
-def test_gradient_with_labels() -> None:
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_gradient_with_labels(method: str) -> None:
+    pruner, choose = METHODS[method]
     model, inputs = FAMILY.model(), FAMILY.inputs(side="right")
     visual = inputs["input_ids"] == IMAGE
     after = visual.roll(1, 1)
@@ -423,12 +429,12 @@ def test_gradient_with_labels() -> None:
     weight = model.model.multi_modal_projector.linear_1.weight
     with torch.enable_grad():
         predicted, wanted = [], []
-        for row, prompt in enumerate(inside(FAMILY, SHARES["fastv"], inputs)):
+        for row, prompt in enumerate(inside(FAMILY, SHARES[method], inputs, choose=choose)):
             predicted.append(prompt.logits()[:-1])
             wanted.append(labels[row][inputs["attention_mask"][row].bool()][1:])
         loss = torch.nn.functional.cross_entropy(torch.cat(predicted), torch.cat(wanted))
         (expected,) = torch.autograd.grad(loss, inside_weight())
-        with FastV(keep=0.7)(model):
+        with pruner(model):
             output = model(**inputs, labels=labels, use_cache=False)
             torch.testing.assert_close(output.loss, loss, **close)
             torch.testing.assert_close(torch.autograd.grad(output.loss, weight)[0], expected, **close)

@@ -27,6 +27,7 @@ from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .scope import SCOPE
+from .sparsevlm import SparseVLM
 from .tome import ToMe
 from .uniform import Uniform
 from .v2drop import V2Drop
@@ -67,6 +68,7 @@ PRUNERS: dict[str, type[Method]] = {
         PyramidDrop,
         DART,
         V2Drop,
+        SparseVLM,
     )
 }
 
@@ -116,6 +118,7 @@ __all__ = [
     "ScorePruner",
     "Selection",
     "SetPruner",
+    "SparseVLM",
     "ToMe",
     "Uniform",
     "Unpruned",
