@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from bipartite import merge_once
 from torch import Tensor
 
 from gprune import InsideTokens
@@ -63,6 +64,17 @@ def sparsevlm(seen: InsideTokens, k: int, recycled: float = 0.3, clusters: float
             nearest = index if index in peaks else min(peaks, key=lambda peak: distance[index, peak])
             groups[again[nearest]].append(i)
     return {i: torch.zeros(n).index_fill(0, torch.tensor(own), 1) for i, own in groups.items()}
+
+
+def pumer(seen: InsideTokens, k: int, dropped: float = 0.25) -> Merged:
+    """arXiv 2305.17530, of the image alone."""
+    n = len(seen)
+    score = scores_by(seen, [t for t, paid in enumerate(seen.text_attention.tolist()) if any(paid)])
+    merges = min(n - k - math.floor(dropped * (n - k) + 1e-6), k)
+    left = sorted(sorted(range(n), key=lambda i: -score[i])[: k + merges])
+    parts = merge_once(seen.states[left], merges) if merges else [[index] for index in range(k)]
+    groups = [[left[index] for index in own] for own in parts]
+    return {own[0]: torch.zeros(n).index_fill(0, torch.tensor(own), 1 / len(own)) for own in groups}
 
 
 def cosine_distances(values: Tensor) -> np.ndarray:

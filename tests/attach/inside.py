@@ -17,7 +17,7 @@ from families import BATCH, Family, Media
 from reference import KeptPrompt, encode, kept_prompts, kept_rows, text_logits
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from wordwise import sparsevlm
+from wordwise import pumer, sparsevlm
 
 from gprune.pruners import InsideTokens, Pruner, Uniform
 
@@ -84,6 +84,11 @@ def as_seen(seen: Seen) -> InsideTokens:
 def recycled(seen: Seen, k: int) -> dict[int, Tensor]:
     """SparseVLM, so many recycled that there are clusters of several."""
     return sparsevlm(as_seen(seen), k, 0.8, 0.3)
+
+
+def matched(seen: Seen, k: int) -> dict[int, Tensor]:
+    """PuMer."""
+    return pumer(as_seen(seen), k)
 
 
 def least_duplicate(seen: Seen, k: int, pivots: int = 4) -> Tensor:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEOS, Family, prompt_of
-from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed, recycled
+from inside import ALL, Choose, greedy_inside, inside, least_duplicate, matched, most_attended, most_changed, recycled
 
-from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, SparseVLM, UnsupportedModel, V2Drop
+from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PuMer, PyramidDrop, SparseVLM, UnsupportedModel, V2Drop
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.pruners import Pruner
@@ -29,6 +29,7 @@ SHARES = {
     "dart": [1, 1, 0.5, 0.5],
     "v2drop": [1, 0.5, 0.25, 0.125],
     "sparsevlm": [1, 0.25, 0.125, 0.125],
+    "pumer": [1, 0.6, 0.36, 0.216],
 }
 METHODS: dict[str, tuple[Pruner, Choose]] = {
     "fastv": (FastV(keep=0.7), most_attended),
@@ -37,6 +38,7 @@ METHODS: dict[str, tuple[Pruner, Choose]] = {
     "dart": (DART(keep=0.75, pivots=2), lambda seen, k: least_duplicate(seen, k, 2)),
     "v2drop": (V2Drop(keep=0.46875), most_changed),
     "sparsevlm": (SparseVLM(keep=0.375, recycled=0.8, clusters=0.3), recycled),
+    "pumer": (PuMer(keep=0.544), matched),
 }
 
 
@@ -86,7 +88,7 @@ def test_generation_equals_full_recompute(family: Family) -> None:
     check_generation(family, "fastv", STEPS)
 
 
-@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop", "sparsevlm"])
+@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop", "sparsevlm", "pumer"])
 def test_other_methods_in_every_family(family: Family, method: str) -> None:
     if SHARES[method][1] < 1 and "deepstack levels" in TABLE[family.name].facts:
         pytest.skip("drops in front of layers that get deepstack features; refused")
@@ -419,7 +421,7 @@ def test_second_image_on_a_pruned_cache(layer: int) -> None:
     torch.testing.assert_close(step.logits[0], after.logits()[-2:], **close)
 
 
-@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pumer"])
 def test_gradient_with_labels(method: str) -> None:
     pruner, choose = METHODS[method]
     model, inputs = FAMILY.model(), FAMILY.inputs(side="right")

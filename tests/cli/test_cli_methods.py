@@ -21,6 +21,7 @@ def test_rows(run: Run) -> None:
         "dart",
         "v2drop",
         "sparsevlm",
+        "pumer",
     ]
     assert [row["method"] for row in rows.values() if row["acts"] == "in the tower"] == ["tome"]
     assert rows["gprune"]["source"] == "2501.02268" and rows["fastv"]["source"] == "2403.06764"

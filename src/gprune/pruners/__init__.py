@@ -24,6 +24,7 @@ from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
 from .prumerge import PruMerge
+from .pumer import PuMer
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .scope import SCOPE
@@ -69,6 +70,7 @@ PRUNERS: dict[str, type[Method]] = {
         DART,
         V2Drop,
         SparseVLM,
+        PuMer,
     )
 }
 
@@ -113,6 +115,7 @@ __all__ = [
     "NonFiniteFeatures",
     "PruMerge",
     "Pruner",
+    "PuMer",
     "PyramidDrop",
     "Random",
     "ScorePruner",
