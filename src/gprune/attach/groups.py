@@ -13,7 +13,7 @@ from ..host import PIXELS
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
-from .tower_merging import put_on_tower
+from .tower_changing import put_on_tower
 
 if TYPE_CHECKING:
     from .hooks import Hooks

@@ -13,6 +13,7 @@ from .clsattention import ClsAttention
 from .dart import DART
 from .decoder import DecoderPruner, InsideTokens
 from .divprune import DivPrune
+from .evovit import EvoViT
 from .evs import EVS
 from .fastv import FastV
 from .gprune import GPrune
@@ -64,6 +65,7 @@ PRUNERS: dict[str, type[Method]] = {
         MMTok,
         EVS,
         ToMe,
+        EvoViT,
         FastV,
         VTW,
         PyramidDrop,
@@ -102,6 +104,7 @@ __all__ = [
     "ClsAttention",
     "DecoderPruner",
     "DivPrune",
+    "EvoViT",
     "FastV",
     "Foreground",
     "GPrune",
