@@ -121,6 +121,16 @@ def test_keeping_everything_by_every_method(pruner: Pruner) -> None:
     assert all(map(torch.equal, output.logits, stock.logits))
 
 
+def test_chain_with_one_that_merges_equals_full_recompute() -> None:
+    model, inputs = FAMILY.model(), FAMILY.inputs()
+    (pruner, choose), first = METHODS["sparsevlm"], GPrune(keep=0.5)
+    prompts = inside(FAMILY, SHARES["sparsevlm"], inputs, choose=choose, first=first)
+    logits = torch.stack([greedy_inside(model, prompt, 3)[0] for prompt in prompts])
+    with Chain(first, pruner)(model):
+        output = model.generate(**inputs, max_new_tokens=3, **GREEDY)
+    torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
+
+
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "idefics3"])
 def test_chain_equals_full_recompute(name: str, positions: Any) -> None:
@@ -284,9 +294,11 @@ def test_match_flops(pruner: Pruner) -> None:
     )
 
 
-def test_beams_and_returned_sequences() -> None:
+@pytest.mark.parametrize("method", ["fastv", "pumer"])
+def test_beams_and_returned_sequences(method: str) -> None:
+    pruner, choose = METHODS[method]
     model, inputs = FAMILY.model(), FAMILY.inputs()
-    with FastV(keep=0.7)(model) as run:
+    with pruner(model) as run:
         beams = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=3, num_return_sequences=3)
         assert len(run.images) == 3
         for row in range(3):
@@ -294,7 +306,7 @@ def test_beams_and_returned_sequences() -> None:
                 **prompt_of(inputs, row), max_new_tokens=6, do_sample=False, num_beams=3, num_return_sequences=3
             )
             assert torch.equal(beams[3 * row : 3 * row + 3, -6:], alone[:, -6:])
-    (prompt,) = inside(FAMILY, SHARES["fastv"], prompt_of(inputs, 1), BATCH[1:2])
+    (prompt,) = inside(FAMILY, SHARES[method], prompt_of(inputs, 1), BATCH[1:2], choose)
     expected = beam_search(prompt, 3, 6)
     assert torch.equal(beams[3:6, -6:], expected)
 
