@@ -11,7 +11,7 @@ from .cdpruner import CDPruner
 from .chain import Chain
 from .clsattention import ClsAttention
 from .dart import DART
-from .decoder import DecoderPruner, InsideTokens
+from .decoder import DecoderMerger, DecoderPruner, InsideTokens
 from .divprune import DivPrune
 from .evovit import EvoViT
 from .evs import EVS
@@ -102,6 +102,7 @@ __all__ = [
     "CDPruner",
     "Chain",
     "ClsAttention",
+    "DecoderMerger",
     "DecoderPruner",
     "DivPrune",
     "EvoViT",

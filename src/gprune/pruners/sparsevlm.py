@@ -33,7 +33,7 @@ class SparseVLM(DecoderMerger):
     layers, or those as deep, as in `PyramidDrop`. Of n tokens k are left, ceil(recycled * clusters * (n - k)) of them
     sums, at most half. Had to be decided: only text that sees the image rates it, which comes after it; all of that
     does where no token exceeds the mean, and without any the prompt's last token, as in `FastV`; distance is one minus
-    cosine, which needs no scale; and sums are taken, as the paper writes, not means.
+    cosine, which needs no scale; and clusters are summed, as the paper is said to do, where its code takes means.
 
     Args:
         keep, match: see `DecoderPruner`.
