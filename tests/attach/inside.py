@@ -17,11 +17,13 @@ from families import BATCH, Family, Media
 from reference import KeptPrompt, encode, kept_prompts, kept_rows, text_logits
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from wordwise import pumer, sparsevlm
 
-from gprune.pruners import Pruner, Uniform
+from gprune.pruners import InsideTokens, Pruner, Uniform
 
-Choose = Callable[["Seen", int], Tensor]
-"""Which k of the candidates of an image stay: int64 [k], indices into them."""
+Choose = Callable[["Seen", int], "Tensor | dict[int, Tensor]"]
+"""Which k of the candidates of an image stay: int64 [k], indices into them; or those with the weights, [n], of what
+they become a sum of."""
 
 ALL = Uniform(keep=1.0)
 
@@ -37,6 +39,9 @@ class Seen:
         change: [n], of the states, since the input of the layer before.
         candidates: int64, columns of the image that have not left.
         text: int64, columns of text.
+        paid: [n, n], all rows of the attention of the layer before.
+        embeddings: [n, d], the input of the first layer.
+        whole: int64, columns of the image.
     """
 
     states: Tensor
@@ -45,6 +50,9 @@ class Seen:
     change: Tensor
     candidates: Tensor
     text: Tensor
+    paid: Tensor
+    embeddings: Tensor
+    whole: Tensor
 
 
 def most_attended(seen: Seen, k: int) -> Tensor:
@@ -55,6 +63,32 @@ def most_attended(seen: Seen, k: int) -> Tensor:
 def most_changed(seen: Seen, k: int) -> Tensor:
     """V2Drop."""
     return seen.change[seen.candidates].topk(k).indices
+
+
+def as_seen(seen: Seen) -> InsideTokens:
+    """What a method is shown of it."""
+    norms, states = seen.keys.flatten(1).norm(dim=1), seen.states.detach()
+    return InsideTokens(
+        states=states[seen.candidates],
+        attention=seen.attention[seen.candidates],
+        key_norms=norms[seen.candidates],
+        change=seen.change[seen.candidates],
+        text=states[seen.text],
+        text_key_norms=norms[seen.text],
+        text_attention=seen.paid[seen.text][:, seen.candidates],
+        embeddings=seen.embeddings.detach()[seen.whole],
+        text_embeddings=seen.embeddings.detach()[seen.text],
+    )
+
+
+def recycled(seen: Seen, k: int) -> dict[int, Tensor]:
+    """SparseVLM, so many recycled that there are clusters of several."""
+    return sparsevlm(as_seen(seen), k, 0.8, 0.3)
+
+
+def matched(seen: Seen, k: int) -> dict[int, Tensor]:
+    """PuMer."""
+    return pumer(as_seen(seen), k)
 
 
 def least_duplicate(seen: Seen, k: int, pivots: int = 4) -> Tensor:
@@ -84,6 +118,7 @@ class Inside:
         counts: of each image, tokens that each layer sees.
         choose: the method.
         left: bool [n] per layer, of the first n columns; empty until a first pass has settled it.
+        mixed: per layer, of columns that others were merged into, the columns and weights that they are a sum of.
     """
 
     model: Any
@@ -92,6 +127,7 @@ class Inside:
     counts: Sequence[Sequence[int]]
     choose: Choose
     left: list[Tensor] = field(default_factory=list)
+    mixed: dict[int, dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def followed_by(self, model: Any, token: Tensor) -> Inside:
         """The same with one more token."""
@@ -112,7 +148,7 @@ class Inside:
             return eager(module, query, key, *others, **settings)
 
         def attention(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            seen["attention"] = output[1][0].mean(0)[-1]
+            seen["paid"] = output[1][0].mean(0)
 
         def close(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             layer = list(layers).index(module)
@@ -120,12 +156,16 @@ class Inside:
                 states = args[0][0]
                 seen["change"] = (states - seen.get("states", states)).norm(dim=-1)
                 seen["states"] = states
+                seen.setdefault("embeddings", states)
                 before = self.left[-1] if layer else torch.zeros(len(self.prompt.ids), dtype=torch.bool)
                 self.left.append(self._leaving(before, layer, states, seen))
             gone = self.left[layer]
             gone = torch.cat([gone, gone.new_zeros(len(self.prompt.ids) - len(gone))])
             mask = kwargs["attention_mask"].masked_fill(gone, torch.finfo(torch.float32).min)
-            return args, {**kwargs, "attention_mask": mask}
+            states = args[0].clone()
+            for column, (of, weights) in self.mixed.get(layer, {}).items():
+                states[0, column] = weights @ args[0][0, of]
+            return (states, *args[1:]), {**kwargs, "attention_mask": mask}
 
         for layer in layers:
             handles.append(layer.register_forward_pre_hook(close, with_kwargs=True))
@@ -147,8 +187,24 @@ class Inside:
             gone[candidates] = True
             if counts[layer]:
                 text = (~self.prompt.visual).nonzero().squeeze(1)
-                own = Seen(states, seen["attention"], seen["keys"], seen["change"], candidates, text)
-                gone[candidates[self.choose(own, counts[layer])]] = False
+                own = Seen(
+                    states=states,
+                    attention=seen["paid"][-1],
+                    keys=seen["keys"],
+                    change=seen["change"],
+                    candidates=candidates,
+                    text=text,
+                    paid=seen["paid"],
+                    embeddings=seen["embeddings"],
+                    whole=columns,
+                )
+                chosen = self.choose(own, counts[layer])
+                if isinstance(chosen, dict):
+                    columns_of = {int(candidates[index]): weights for index, weights in chosen.items()}
+                    parts = {column: (candidates, weights) for column, weights in columns_of.items()}
+                    self.mixed.setdefault(layer, {}).update(parts)
+                    chosen = torch.tensor(list(chosen))
+                gone[candidates[chosen]] = False
         return gone
 
 

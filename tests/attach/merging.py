@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ DEPTH = {"paligemma": LAYERS, "deepseek_vl": LAYERS}
 """Layers whose output the projector is given; else it is that of the last but one."""
 
 
+Tile = Callable[..., tuple[Tensor, list[int]]]
+"""(tower, pixels [3, H, W], keep, depth) -> [k, d], the patches of one tile that are left, and the places of each."""
+
+
 class Left(Pruner):
     """Keeps the tokens that are not NaN."""
 
@@ -61,6 +66,7 @@ def merged_prompts(
     images: Sequence[Sequence[Media]] = BATCH,
     *,
     where: str = "vision",
+    tile: Tile | None = None,
     positions: Positions = "original",
     dtype: torch.dtype = torch.float64,
 ) -> list[KeptPrompt]:
@@ -72,7 +78,8 @@ def merged_prompts(
             stock = family.encode(model, prompt, images)
             media = [one for prompt in images for one in prompt]
             return [merged_tokens(family, each, one, keep) for each, one in zip(stock, media, strict=True)]
-        return [each.float() for prompt_media in images for each in _images(family, wide, prompt, prompt_media, keep)]
+        own = partial(tile or merged_tile, keep=keep)
+        return [each.float() for prompt_media in images for each in _images(family, wide, prompt, prompt_media, own)]
 
     other = copy.copy(family)
     vars(other)["encode"] = encode
@@ -118,6 +125,47 @@ def merged_tile(tower: Any, pixels: Tensor, keep: float, depth: int) -> tuple[Te
     return hidden[int(class_token) :], places[int(class_token) :]
 
 
+def evolved_tile(tower: Any, pixels: Tensor, keep: float, depth: int) -> tuple[Tensor, list[int]]:
+    """[k, d], the informative patches of one tile [3, H, W] after `depth` layers, and the places of each."""
+    first = int(hasattr(tower.embeddings, "class_embedding"))
+    hidden = tower.embeddings(pixels[None])
+    hidden = (tower.pre_layrnorm(hidden) if first else hidden)[0]
+    patches = len(hidden) - first
+    k, paid = kept_count(patches, keep), [0.0] * patches
+    slow = list(range(patches))
+    for number, layer in enumerate(tower.encoder.layers[:depth]):
+        evolving = number >= max(1, round(len(tower.encoder.layers) / 3)) and k < patches
+        slow = sorted(sorted(range(patches), key=lambda i: -paid[i])[:k]) if evolving else list(range(patches))
+        fast = [i for i in range(patches) if i not in slow]
+        given = [hidden[:first], *(hidden[first + i][None] for i in slow)]
+        if fast:
+            total = sum(paid[i] for i in fast)
+            given.append(sum(paid[i] / total * hidden[first + i] for i in fast)[None])
+        states = torch.cat(given)
+        normed = layer.layer_norm1(states)
+        attention, heads = layer.self_attn, layer.self_attn.num_heads
+        queries, keys, values = (
+            projection(normed).unflatten(-1, (heads, -1)).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        weights = (queries @ keys.mT / keys.shape[-1] ** 0.5).softmax(-1)
+        made = states + attention.out_proj((weights @ values).transpose(0, 1).flatten(1))
+        made = made + layer.mlp(layer.layer_norm2(made))
+        received = weights.mean(0)[0] if first else weights.mean((0, 1))
+        update = made[-1] - states[-1]
+        own = [made[0]] * first
+        for i in range(patches):
+            if i in fast:
+                own.append(hidden[first + i] + update)
+                continue
+            place = first + slow.index(i)
+            own.append(made[place])
+            paid[i] = (paid[i] + received[place].item()) / 2 if fast else received[place].item()
+        hidden = torch.stack(own)
+    places = sorted(sorted(range(patches), key=lambda i: -paid[i])[:k])
+    return hidden[first:][places], places
+
+
 def _counts(n: int, k: int, layers: int) -> list[int]:
     """As many merged in every layer, rounded down; the rest in the last; fewer if more than half would go."""
     counts = []
@@ -129,8 +177,8 @@ def _counts(n: int, k: int, layers: int) -> list[int]:
     return counts
 
 
-def _images(family: Family, model: Any, prompt: dict[str, Tensor], images: Sequence[Size], keep: float) -> list[Tensor]:
-    """[n, d] of each image of one prompt, NaN where a token was merged away."""
+def _images(family: Family, model: Any, prompt: dict[str, Tensor], images: Sequence[Size], tile: Tile) -> list[Tensor]:
+    """[n, d] of each image of one prompt, NaN where a token was left out."""
     base = model.base_model
     tower: Any = getattr(base, TABLE[family.name].tower.name)
     projector: Callable[[Tensor], Tensor] = getattr(base, "multi_modal_projector", None) or base.aligner
@@ -139,8 +187,8 @@ def _images(family: Family, model: Any, prompt: dict[str, Tensor], images: Seque
     for number, size in enumerate(images):
         pixels = prompt["pixel_values"][number].to(weight.dtype)
         tiles = []
-        for tile in pixels.reshape(-1, *pixels.shape[-3:]):
-            hidden, places = merged_tile(tower, tile, keep, DEPTH.get(family.name, LAYERS - 1))
+        for own in pixels.reshape(-1, *pixels.shape[-3:]):
+            hidden, places = tile(tower, own, depth=DEPTH.get(family.name, LAYERS - 1))
             if family.name in DEPTH:
                 hidden = tower.post_layernorm(hidden)
             tokens = projector(hidden[None])[0]

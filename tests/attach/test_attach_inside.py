@@ -10,9 +10,9 @@ import pytest
 import torch
 from decoding import cache_of, with_cache
 from families import BATCH, FAMILIES, IMAGE, Family, is_video, prompt_of
-from inside import ALL, Choose, greedy_inside, inside, least_duplicate, most_attended, most_changed
+from inside import ALL, Choose, greedy_inside, inside, least_duplicate, matched, most_attended, most_changed, recycled
 
-from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PyramidDrop, UnsupportedModel, V2Drop
+from gprune import DART, VTW, Chain, FastV, GPrune, ImageReport, PuMer, PyramidDrop, SparseVLM, UnsupportedModel, V2Drop
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.pruners import Pruner
@@ -28,6 +28,8 @@ SHARES = {
     "pyramiddrop": [1, 0.5, 0.25, 0.125],
     "dart": [1, 1, 0.5, 0.5],
     "v2drop": [1, 0.5, 0.25, 0.125],
+    "sparsevlm": [1, 0.25, 0.125, 0.125],
+    "pumer": [1, 0.6, 0.36, 0.216],
 }
 METHODS: dict[str, tuple[Pruner, Choose]] = {
     "fastv": (FastV(keep=0.7), most_attended),
@@ -35,6 +37,8 @@ METHODS: dict[str, tuple[Pruner, Choose]] = {
     "pyramiddrop": (PyramidDrop(keep=0.46875), most_attended),
     "dart": (DART(keep=0.75, pivots=2), lambda seen, k: least_duplicate(seen, k, 2)),
     "v2drop": (V2Drop(keep=0.46875), most_changed),
+    "sparsevlm": (SparseVLM(keep=0.375, recycled=0.8, clusters=0.3), recycled),
+    "pumer": (PuMer(keep=0.544), matched),
 }
 
 
@@ -84,9 +88,9 @@ def test_generation_equals_full_recompute(family: Family) -> None:
     check_generation(family, "fastv", STEPS)
 
 
-@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop"])
+@pytest.mark.parametrize("method", ["vtw", "pyramiddrop", "dart", "v2drop", "sparsevlm", "pumer"])
 def test_other_methods_in_every_family(family: Family, method: str) -> None:
-    if method in ("pyramiddrop", "v2drop") and "deepstack levels" in TABLE[family.name].facts:
+    if SHARES[method][1] < 1 and "deepstack levels" in TABLE[family.name].facts:
         pytest.skip("drops in front of layers that get deepstack features; refused")
     check_generation(family, method, steps=2)
 
@@ -115,6 +119,16 @@ def test_keeping_everything_by_every_method(pruner: Pruner) -> None:
     with dataclasses.replace(pruner, keep=1.0)(model):
         output = model.generate(**inputs, max_new_tokens=3, **GREEDY)
     assert all(map(torch.equal, output.logits, stock.logits))
+
+
+def test_chain_with_one_that_merges_equals_full_recompute() -> None:
+    model, inputs = FAMILY.model(), FAMILY.inputs()
+    (pruner, choose), first = METHODS["sparsevlm"], GPrune(keep=0.5)
+    prompts = inside(FAMILY, SHARES["sparsevlm"], inputs, choose=choose, first=first)
+    logits = torch.stack([greedy_inside(model, prompt, 3)[0] for prompt in prompts])
+    with Chain(first, pruner)(model):
+        output = model.generate(**inputs, max_new_tokens=3, **GREEDY)
+    torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
 
 
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
@@ -282,9 +296,11 @@ def test_match_flops(pruner: Pruner) -> None:
     )
 
 
-def test_beams_and_returned_sequences() -> None:
+@pytest.mark.parametrize("method", ["fastv", "pumer"])
+def test_beams_and_returned_sequences(method: str) -> None:
+    pruner, choose = METHODS[method]
     model, inputs = FAMILY.model(), FAMILY.inputs()
-    with FastV(keep=0.7)(model) as run:
+    with pruner(model) as run:
         beams = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=3, num_return_sequences=3)
         assert len(run.images) == 3
         for row in range(3):
@@ -292,7 +308,7 @@ def test_beams_and_returned_sequences() -> None:
                 **prompt_of(inputs, row), max_new_tokens=6, do_sample=False, num_beams=3, num_return_sequences=3
             )
             assert torch.equal(beams[3 * row : 3 * row + 3, -6:], alone[:, -6:])
-    (prompt,) = inside(FAMILY, SHARES["fastv"], prompt_of(inputs, 1), BATCH[1:2])
+    (prompt,) = inside(FAMILY, SHARES[method], prompt_of(inputs, 1), BATCH[1:2], choose)
     expected = beam_search(prompt, 3, 6)
     assert torch.equal(beams[3:6, -6:], expected)
 
@@ -325,7 +341,9 @@ def test_sampling() -> None:
     assert torch.equal(tokens[:, -5:], torch.stack(expected, 1))
 
 
-@pytest.mark.parametrize("pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75, pivots=20)], ids=str)
+@pytest.mark.parametrize(
+    "pruner", [FastV(keep=0.7), PyramidDrop(keep=0.46875), DART(keep=0.75, pivots=20), SparseVLM(keep=0.375)], ids=str
+)
 def test_drafted_tokens_are_taken_and_rolled_back(pruner: Pruner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three drafted tokens the third is always wrong; those of the prefill must not rank the visual tokens."""
     model, prompt = FAMILY.model(), prompt_of(FAMILY.inputs(), 1)
@@ -417,7 +435,9 @@ def test_second_image_on_a_pruned_cache(layer: int) -> None:
     torch.testing.assert_close(step.logits[0], after.logits()[-2:], **close)
 
 
-def test_gradient_with_labels() -> None:
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pumer"])
+def test_gradient_with_labels(method: str) -> None:
+    pruner, choose = METHODS[method]
     model, inputs = FAMILY.model(), FAMILY.inputs(side="right")
     visual = inputs["input_ids"] == IMAGE
     after = visual.roll(1, 1)
@@ -425,12 +445,12 @@ def test_gradient_with_labels() -> None:
     weight = model.model.multi_modal_projector.linear_1.weight
     with torch.enable_grad():
         predicted, wanted = [], []
-        for row, prompt in enumerate(inside(FAMILY, SHARES["fastv"], inputs)):
+        for row, prompt in enumerate(inside(FAMILY, SHARES[method], inputs, choose=choose)):
             predicted.append(prompt.logits()[:-1])
             wanted.append(labels[row][inputs["attention_mask"][row].bool()][1:])
         loss = torch.nn.functional.cross_entropy(torch.cat(predicted), torch.cat(wanted))
         (expected,) = torch.autograd.grad(loss, inside_weight())
-        with FastV(keep=0.7)(model):
+        with pruner(model):
             output = model(**inputs, labels=labels, use_cache=False)
             torch.testing.assert_close(output.loss, loss, **close)
             torch.testing.assert_close(torch.autograd.grad(output.loss, weight)[0], expected, **close)

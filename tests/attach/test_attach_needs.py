@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import PLACEHOLDERS, beam_search, cache_of, present, sample
-from families import FAMILIES, Family, is_video
+from families import FAMILIES, VIDEOS, Family, is_video
 from knowing import known_tokens, told_prompts
 from reference import greedy
 

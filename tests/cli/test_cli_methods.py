@@ -20,8 +20,10 @@ def test_rows(run: Run) -> None:
         "pyramiddrop",
         "dart",
         "v2drop",
+        "sparsevlm",
+        "pumer",
     ]
-    assert [row["method"] for row in rows.values() if row["acts"] == "in the tower"] == ["tome"]
+    assert [row["method"] for row in rows.values() if row["acts"] == "in the tower"] == ["tome", "evovit"]
     assert rows["gprune"]["source"] == "2501.02268" and rows["fastv"]["source"] == "2403.06764"
     assert rows["visionzip"]["needs"] == ["attention", "keys"] and rows["gprune"]["needs"] == []
 

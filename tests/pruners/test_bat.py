@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 import torch
 from towered import clustered, cosines, features, known
+from wordwise import density_peaks
 
 from gprune import BAT, VisualTokens
-
-
-def peaks(distance: np.ndarray, count: int) -> list[int]:
-    """Of density: the most dense tokens far from denser ones."""
-    n = len(distance)
-    near = [sorted(np.delete(distance[i], i))[:5] for i in range(n)]
-    thin = [sum(d * d for d in own) / max(len(own), 1) for own in near]
-    rank = []
-    for i in range(n):
-        denser = [distance[i, j] for j in range(n) if thin[j] < thin[i]]
-        rank.append(math.exp(-thin[i]) * (min(denser) if denser else max(distance[i])))
-    return sorted(sorted(range(n), key=lambda i: -rank[i])[:count])
 
 
 def kept(tokens: VisualTokens, k: int, share: float, matched: float) -> dict[int, np.ndarray]:
@@ -40,7 +29,7 @@ def kept(tokens: VisualTokens, k: int, share: float, matched: float) -> dict[int
     for i in sorted(second, key=lambda i: distance[i, partner[i]])[:pairs]:
         groups[partner[i]] += groups.pop(i)
 
-    centres = [others[i] for i in peaks(distance[np.ix_(others, others)], clusters)] if clusters else []
+    centres = [others[i] for i in density_peaks(distance[np.ix_(others, others)], clusters)] if clusters else []
     groups |= {centre: [centre] for centre in centres}
     for i in others:
         if i not in centres and centres:

@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from towered import features, inside, known, two_views, view_of
 
-from gprune import PRUNERS, DecoderPruner, Foreground, Method, NonFiniteFeatures, Pruner, ToMe, View, VisualTokens
+from gprune import (
+    PRUNERS,
+    DecoderPruner,
+    EvoViT,
+    Foreground,
+    Method,
+    NonFiniteFeatures,
+    Pruner,
+    ToMe,
+    View,
+    VisualTokens,
+)
 from gprune.checks import Above, Accepted, Between, Count, OneOf
 from gprune.errors import BadType, BadValue, GpruneError
 from gprune.pruners import get_pruner
@@ -157,7 +168,7 @@ def test_views_are_pruned_apart(name):
         torch.testing.assert_close(both.features, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"tome", "foreground", "background", *CLIPS}))
+@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"tome", "evovit", "foreground", "background", *CLIPS}))
 @pytest.mark.parametrize("keep", [0.3, 7, 1.0])
 def test_with_image_scope_all_views_of_an_image_are_one(name, keep):
     """All but those for which views must lie apart: in the tower, on the grid of the picture, or as frames."""
@@ -275,9 +286,9 @@ def test_the_whole_budget_keeps_every_token_in_every_layer(method):
 
 
 def declared(method: type[Method]) -> Iterator[tuple[str, Accepted, Any]]:
-    """Name, what is accepted, and default of every setting; a mask is none that has a range."""
+    """Name, what is accepted, and default of every setting; a mask has no range, and Evo-ViT one scope."""
     for each in fields(method):  # type: ignore[arg-type]
-        if each.name != "mask":
+        if each.name != "mask" and not (each.name == "scope" and method is EvoViT):
             yield each.name, each.metadata["accepted"], each.default
 
 

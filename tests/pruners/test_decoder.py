@@ -14,10 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from towered import inside
 
-from gprune import DART, VTW, Chain, DecoderPruner, FastV, GPrune, InsideTokens, PyramidDrop, Uniform, V2Drop, pruners
+from gprune import (
+    DART,
+    VTW,
+    Chain,
+    DecoderPruner,
+    FastV,
+    GPrune,
+    InsideTokens,
+    PuMer,
+    PyramidDrop,
+    SparseVLM,
+    Uniform,
+    V2Drop,
+    pruners,
+)
 from gprune.pruners.decoder import layer_cost, mean_layer_cost, share_at_cost
 
-METHODS: tuple[type[DecoderPruner], ...] = (FastV, VTW, PyramidDrop, DART, V2Drop)
+METHODS: tuple[type[DecoderPruner], ...] = (FastV, VTW, PyramidDrop, DART, V2Drop, SparseVLM, PuMer)
 LAYERS = st.integers(4, 80)
 KEEP = st.floats(0.01, 1.0)
 PAIRS = st.floats(0, 3)
@@ -69,7 +83,7 @@ def test_vtw_keeps_all_tokens_in_the_nearest_number_of_layers(layers: int, keep:
         assert VTW(keep).counts(50, layers) == [50] * seeing + [0] * (layers - seeing)
 
 
-@given(st.sampled_from([FastV, PyramidDrop, DART, V2Drop]), LAYERS, st.floats(0.6, 1.0), PAIRS)
+@given(st.sampled_from([FastV, PyramidDrop, DART, V2Drop, SparseVLM, PuMer]), LAYERS, st.floats(0.6, 1.0), PAIRS)
 def test_schedules_come_to_the_budget(method: type[DecoderPruner], layers: int, keep: float, pairs: float) -> None:
     by_tokens, by_flops = method(keep).schedule(layers, pairs), method(keep, match="flops")
     assert mean_layer_cost(by_tokens, 0) == pytest.approx(keep)

@@ -174,5 +174,5 @@ def test_features_that_no_tower_merged_are_refused(counts):
 
 
 def test_the_tower_merges_no_tokens_of_different_views():
-    with pytest.raises(ValueError, match=r'scope="image" with where="vision".*"view".*where="tokens"'):
+    with pytest.raises(ValueError, match=r'scope="image" with ToMe\(where="vision"\).*"view".*where="tokens"'):
         ToMe(scope="image")

@@ -64,6 +64,10 @@ def inside(n: int, text: int, seed: int, d: int = 12) -> InsideTokens:
         change=torch.rand(n, generator=generator),
         text=torch.randn(text, d, generator=generator),
         text_key_norms=torch.rand(text, generator=generator),
+        text_attention=torch.rand(text, n, generator=generator)
+        * (torch.arange(text)[:, None] > 0),  # the first is before
+        embeddings=torch.randn(n + 5, d, generator=generator),
+        text_embeddings=torch.randn(text, d, generator=generator),
     )
 
 

@@ -20,7 +20,7 @@ from .. import host
 from ..families.views import SIEVE
 from ..host import PIXELS, Modality
 from .conversation import Conversation, Lease
-from .tower_merging import merging_tower
+from .tower_changing import changing_tower
 from .tower_reading import encode_and_read, reader
 
 if TYPE_CHECKING:
@@ -107,15 +107,15 @@ class RecordingEncoder:
         model = self.hooks.model
         tower, tokens = reader(run.selector, model, self.modality)
         signals: dict[str, list[Tensor]] = {}
-        with _alone(), merging_tower(model, run.method) as merges:
+        with _alone(), changing_tower(model, run.method, arguments) as changes:
             if tower is None or tokens is None:
                 output = call()
             else:
                 output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments, run.selector.needs)
         if isinstance(output, ModelOutput):
-            lease = Lease(run) if merges else None
+            lease = Lease(run) if changes else None
             setattr(output, _ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
-            if merges:  # who asks for features by themselves gets zeros in the place of what was merged away
+            if changes:  # who asks for features by themselves gets zeros in the place of what was merged away
                 output[host.POOLED] = _finite(output[host.POOLED])
         return output
 

@@ -15,7 +15,7 @@ from .columns import NewInputs
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
-from .tower_merging import put_on_tower
+from .tower_changing import put_on_tower
 
 if TYPE_CHECKING:
     from .hooks import Hooks

@@ -19,9 +19,9 @@ from ..errors import UnfitSettings, UnsupportedModel
 from ..families.table import FAMILIES, families_of, missing
 from ..host import Modality
 from ..pruners.base import Method
-from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderPruner, InsideTokens
+from ..pruners.decoder import ALL_BUT_ROUNDING, DecoderMerger, DecoderPruner, InsideTokens, standing
 from .encoding import EncoderOutputs
-from .llm_attention import last_row, with_look
+from .llm_attention import last_row, rows_paid, with_look
 from .llm_columns import Left, narrow_mask, read_layers, take, write_layers
 
 
@@ -98,7 +98,9 @@ class Call:
         images: that it carries.
         left: of its own columns; None as long as all are.
         attention, key_norms: float32 [B, q], seen in the layer before; 0 where nothing is left.
-        given: floating [B, n, d], the input of the layer before, of the columns that are left.
+        text_attention: float32 [B, q, t], what the text of each prompt, aligned to the right, paid there; if wanted.
+        given: floating [B, n, d], the input of the layer before, of the columns that are left; if wanted.
+        embeddings: floating [B, q, d], the input of the first layer; if wanted.
         written: what will be left in the cache.
         masks: those that layers share.
     """
@@ -113,17 +115,30 @@ class Call:
     left: Left | None = None
     attention: Tensor | None = None
     key_norms: Tensor | None = None
+    text_attention: Tensor | None = None
     given: Tensor | None = None
+    embeddings: Tensor | None = None
     written: dict[int, Left] = field(default_factory=dict)
     masks: dict[tuple[int, int, int], tuple[Any, ...]] = field(default_factory=dict)
 
     @property
+    def text(self) -> Tensor:
+        """bool [B, q], which of its columns hold text of the prompt."""
+        text = self.prompt.clone()
+        for image in self.images:
+            for row, columns in image.copies:
+                text[row, columns] = False
+        return text
+
+    @property
     def last(self) -> Tensor:
         """int64 [B]: the last token of each prompt, among the columns that are left."""
-        prompt = self.prompt
-        if self.left is not None:
-            prompt = prompt.gather(1, self.left.index) & self.left.valid
+        prompt = self.among_left(self.prompt)
         return prompt.shape[1] - 1 - prompt.long().flip(1).argmax(dim=1)
+
+    def among_left(self, columns: Tensor) -> Tensor:
+        """bool [B, q] -> bool [B, n], of the columns that are left."""
+        return columns if self.left is None else columns.gather(1, self.left.index) & self.left.valid
 
 
 _CALL: ContextVar[Call | None] = ContextVar("gprune_call", default=None)
@@ -257,6 +272,8 @@ class LayerHooks:
             states = self._drop(call, index, states)
         if call.pruner is not None and call.pruner.compares:
             call.given = states
+        if call.pruner is not None and call.pruner.reads and index == 0:
+            call.embeddings = states
         for image in call.images:
             image.per_layer.append(int(image.kept.sum()))
         cached, new = call.layers.get(index), call.left
@@ -287,44 +304,48 @@ class LayerHooks:
         return call.masks[key][0]
 
     @torch.no_grad()
-    def _choose(self, call: Call, image: Image, k: int, states: Tensor, change: Tensor | None) -> None:
-        row, columns = image.copies[0]
-        columns = columns[image.kept]
-        if k >= len(columns):
-            return
+    def _choose(self, call: Call, image: Image, k: int, states: Tensor, change: Tensor | None) -> Tensor | None:
+        """Have an image keep k tokens of those left; where they are merged, says which stands for each of those."""
+        if k >= int(image.kept.sum()):
+            return None
         image.kept = image.kept.clone()
-        places = image.kept.nonzero().squeeze(1)
+        places, stands = image.kept.nonzero().squeeze(1), None
         if k:
-            text = call.prompt[row].clone()
-            for other in call.images:
-                for own_row, own in other.copies:
-                    if own_row == row:
-                        text[own] = False
-            assert call.pruner is not None
-            chosen = call.pruner.choose(self._inside(call, states[row].detach(), change, row, columns, text), k)
+            tokens, pruner = self._inside(call, image, states.detach(), change), call.pruner
+            assert pruner is not None
+            if isinstance(pruner, DecoderMerger):
+                stands = pruner.stands(tokens, k)
+            chosen = pruner.choose(tokens, k) if stands is None else standing(stands)
             if len(chosen) != k or len(chosen.unique()) != k:
                 raise ValueError(
-                    f"{type(call.pruner).__name__}.choose returned {len(chosen)} indices of {len(columns)} tokens; "
+                    f"{type(pruner).__name__}.choose returned {len(chosen)} indices of {len(tokens)} tokens; "
                     f"accepted are exactly k={k}, all different"
                 )
             places = places[torch.ones_like(places, dtype=torch.bool).index_fill(0, chosen.to(places.device), False)]
         image.kept[places] = False
+        return stands
 
     @staticmethod
-    def _inside(
-        call: Call, states: Tensor, change: Tensor | None, row: int, columns: Tensor, text: Tensor
-    ) -> InsideTokens:
-        def of(values: Tensor | None, which: Tensor) -> Tensor:
-            return states.new_zeros(0) if values is None else values[row, which.to(values.device)]
+    def _inside(call: Call, image: Image, states: Tensor, change: Tensor | None) -> InsideTokens:
+        row, columns = image.copies[0]
 
-        columns, text = columns.to(states.device), text.to(states.device)
+        def of(values: Tensor | None, which: Tensor) -> Tensor:
+            if values is None:
+                return states.new_zeros(0)
+            return values[row, which.to(values.device)].to(states.device)
+
+        left, text = columns[image.kept], call.text[row].nonzero().squeeze(1)
+        paid = of(call.text_attention, left)
         return InsideTokens(
-            states=states[columns],
-            attention=of(call.attention, columns),
-            key_norms=of(call.key_norms, columns),
-            change=of(change, columns),
-            text=states[text],
+            states=of(states, left),
+            attention=of(call.attention, left),
+            key_norms=of(call.key_norms, left),
+            change=of(change, left),
+            text=of(states, text),
             text_key_norms=of(call.key_norms, text),
+            text_attention=paid[:, paid.shape[1] - len(text) :].T if paid.ndim == 2 else paid,
+            embeddings=of(call.embeddings, columns),
+            text_embeddings=of(call.embeddings, text),
         )
 
     def _drop(self, call: Call, index: int, states: Tensor) -> Tensor:
@@ -337,13 +358,16 @@ class LayerHooks:
         else:
             whole = call.left.spread(states)
             change = None if change is None else call.left.spread(change)
-        kept = call.valid.clone()
+        kept, merged = call.valid.clone(), []
         for image in call.images:
-            self._choose(call, image, image.counts[index], whole, change)
+            before = image.kept
+            stands = self._choose(call, image, image.counts[index], whole, change)
             for row, columns in image.copies:
                 kept[row, columns] = image.kept
+                if stands is not None:
+                    merged.append((row, columns[before], columns[image.kept], stands))
         call.left = Left.of(kept)
-        return take(whole, call.left.index, -3, -2)
+        return take(_merged(call.pruner, whole, merged), call.left.index, -3, -2)
 
     def _widen(self, layer: Module, args: Any, kwargs: Any, output: Tensor | None = None) -> Tensor | None:
         call = _CALL.get()
@@ -377,6 +401,18 @@ def decoder_pruner(method: Method) -> DecoderPruner | None:
     return next((part for part in method.parts if isinstance(part, DecoderPruner)), None)
 
 
+def _merged(pruner: DecoderPruner | None, states: Tensor, merged: list[tuple[int, Tensor, Tensor, Tensor]]) -> Tensor:
+    """Hidden states [B, q, d], of which some columns of a row were merged into others, as `stands` says."""
+    if not merged:
+        return states
+    assert isinstance(pruner, DecoderMerger)
+    device = states.device
+    rows = torch.cat([torch.full_like(kept, row) for row, _, kept, _ in merged]).to(device)
+    columns = torch.cat([kept for _, _, kept, _ in merged]).to(device)
+    values = [pruner.merged(states[row, before.to(device)], stands) for row, before, _, stands in merged]
+    return states.index_put((rows, columns), torch.cat(values))
+
+
 def _look(index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
     """Note what a layer attends to, where the next one drops tokens by it."""
     call = _CALL.get()
@@ -387,6 +423,10 @@ def _look(index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: 
     width = query.shape[2]
     seen = [row[:, -width:] for row in last_row(query, key, mask, scaling, call.last)]
     call.attention, call.key_norms = seen if call.left is None else map(call.left.spread, seen)
+    if call.pruner.reads:
+        text = Left.of(call.among_left(call.text)).index
+        paid = rows_paid(query, key, mask, scaling, text)[..., -width:].mT
+        call.text_attention = paid if call.left is None else call.left.spread(paid)
 
 
 def _asked(call: dict[str, Any], images: list[Image], valid: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .. import host
+from .tower_reading import LOGITS_AT_ONCE
 
 _ATTRIBUTE = "_gprune_look"
 
@@ -52,15 +53,33 @@ def last_row(
     Returns:
         float32 [B, k]: softmax in float32, mean over the heads; float32 [B, k]: L2 over all heads.
     """
+    return rows_paid(query, key, mask, scaling, last[:, None])[:, 0], key.float().norm(dim=(1, 3))
+
+
+@torch.no_grad()
+def rows_paid(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, which: Tensor) -> Tensor:
+    """Attention of some tokens of each prompt: float32 [B, t, k]; softmax in float32, mean over the heads.
+
+    Args:
+        query, key, mask, scaling: see `last_row`.
+        which: int64 [B, t], of the queries.
+    """
+    batch, heads, _, _ = query.shape
+    at_once = max(1, LOGITS_AT_ONCE // (batch * heads * key.shape[2]))
+    parts = which.to(query.device)[:, None, :, None].split(at_once, dim=2)
+    return torch.cat([_some_rows(query, key, mask, scaling, part) for part in parts], dim=1)
+
+
+def _some_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, which: Tensor) -> Tensor:
     batch, heads, length, width = query.shape
-    groups, columns = key.shape[1], key.shape[2]
-    last = last.to(query.device)[:, None, None, None]
-    row = torch.take_along_dim(query, last, dim=2).view(batch, groups, heads // groups, width).float()
-    logits = row @ key.float().transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
+    groups, columns, count = key.shape[1], key.shape[2], which.shape[2]
+    own = torch.take_along_dim(query, which, dim=2).reshape(batch, groups, heads // groups * count, width).float()
+    logits = own @ key.float().transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
+    logits = logits.view(batch, heads, count, columns)
     if mask is None:
-        seen = torch.arange(columns, device=query.device) <= columns - length + last
+        seen = torch.arange(columns, device=query.device) <= columns - length + which
         logits = logits.masked_fill(~seen, -torch.inf)
     else:
-        own = torch.take_along_dim(mask[..., :columns], last.to(mask.device), dim=2)
-        logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own.float()
-    return logits.softmax(-1).mean((1, 2)), key.float().norm(dim=(1, 3))
+        seen = torch.take_along_dim(mask[..., :columns], which.to(mask.device), dim=2)
+        logits = logits.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else logits + seen.float()
+    return logits.softmax(-1).mean(1)

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 from ..errors import GpruneError
 from ..host import Modality
 from ..pruners.base import Method
+from ..pruners.tower import TowerPruner
 from ..tokens import Mask
 from .choosing import BatchSelection, selector_of
 from .hooks import own_run, put_on, take_off
 from .llm import check_decoder, decoder_pruner
 from .report import ImageReport, report_images
 from .support import family_of, unwrapped
-from .tower_merging import check_merged_features, check_tower
+from .tower_changing import check_merged_features, check_tower
 from .tower_reading import check_needs
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def check(method: Method, model: PreTrainedModel) -> None:
     family_of(model)
     check_needs(selector_of(method), model)
     for part in method.parts:
-        if part.acts == "in the tower":
+        if isinstance(part, TowerPruner) and part.acts == "in the tower":
             check_tower(part, model)
         if part.merges:
             check_merged_features(part, model)

@@ -11,8 +11,9 @@ from .cdpruner import CDPruner
 from .chain import Chain
 from .clsattention import ClsAttention
 from .dart import DART
-from .decoder import DecoderPruner, InsideTokens
+from .decoder import DecoderMerger, DecoderPruner, InsideTokens
 from .divprune import DivPrune
+from .evovit import EvoViT
 from .evs import EVS
 from .fastv import FastV
 from .fastvid import FastVID
@@ -26,9 +27,11 @@ from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
 from .prumerge import PruMerge
+from .pumer import PuMer
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .scope import SCOPE
+from .sparsevlm import SparseVLM
 from .tome import ToMe
 from .uniform import Uniform
 from .v2drop import V2Drop
@@ -68,11 +71,14 @@ PRUNERS: dict[str, type[Method]] = {
         FastVID,
         LLaVAScissor,
         ToMe,
+        EvoViT,
         FastV,
         VTW,
         PyramidDrop,
         DART,
         V2Drop,
+        SparseVLM,
+        PuMer,
     )
 }
 
@@ -102,8 +108,10 @@ __all__ = [
     "CDPruner",
     "Chain",
     "ClsAttention",
+    "DecoderMerger",
     "DecoderPruner",
     "DivPrune",
+    "EvoViT",
     "FastV",
     "FastVID",
     "Foreground",
@@ -119,11 +127,13 @@ __all__ = [
     "NonFiniteFeatures",
     "PruMerge",
     "Pruner",
+    "PuMer",
     "PyramidDrop",
     "Random",
     "ScorePruner",
     "Selection",
     "SetPruner",
+    "SparseVLM",
     "ToMe",
     "Uniform",
     "Unpruned",

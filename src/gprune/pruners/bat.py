@@ -83,11 +83,7 @@ class BAT(Pruner):
             matched = near.values.sort(stable=True).indices[:pairs]
             stands[second[matched]] = first[near.indices[matched]]
         if clusters:
-            among = distance[others][:, others]
-            peaks = density_peaks(among, clusters)
-            nearest = among[:, peaks].argmin(-1)
-            nearest[peaks] = torch.arange(clusters, device=peaks.device)
-            stands[others] = others[peaks[nearest]]
+            stands[others] = others[nearest_peaks(distance[others][:, others], clusters)]
         return stands
 
 
@@ -116,6 +112,14 @@ def density_peaks(distance: Tensor, count: int, neighbours: int = DENSITY_NEIGHB
     far = distance.masked_fill(~denser, torch.inf).amin(-1)
     rank = (-thin).exp() * far.where(far.isfinite(), distance.amax(-1))
     return rank.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def nearest_peaks(distance: Tensor, count: int) -> Tensor:
+    """Of each token the nearest of `density_peaks`, a peak's itself: int64 [n]; ties go to the lower index."""
+    peaks = density_peaks(distance, count)
+    nearest = distance[:, peaks].argmin(-1)
+    nearest[peaks] = torch.arange(count, device=peaks.device)
+    return peaks[nearest]
 
 
 def weighted_means(features: Tensor, weights: Tensor, member: Tensor, alone: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..checks import OneOf, setting
 from ..errors import UnfitSettings
 from ..tokens import Budget, kept_count
 from .base import Acts, Method
+from .bat import weighted_means
 
 Match = Literal["tokens", "flops"]
 
@@ -33,6 +35,10 @@ class InsideTokens:
         change: float32 [n], L2 norm of the difference between `states` and the input of the layer before.
         text: floating [m, d], hidden states of the text of the prompt.
         text_key_norms: float32 [m], of their keys.
+        text_attention: float32 [m, n], what each token of the text paid to each in the layer before, mean over the
+            heads; 0 where it cannot see it.
+        embeddings: floating [N, d], of all tokens of the image, those that left included: what the LLM was given.
+        text_embeddings: floating [m, d], of the text.
     """
 
     states: Tensor
@@ -41,9 +47,21 @@ class InsideTokens:
     change: Tensor
     text: Tensor
     text_key_norms: Tensor
+    text_attention: Tensor
+    embeddings: Tensor
+    text_embeddings: Tensor
 
     def __len__(self) -> int:
         return self.states.shape[0]
+
+    @property
+    def readers(self) -> Tensor:
+        """bool [m], the tokens of the text that see the image, as those do that come after it."""
+        return self.text_attention.sum(-1) > 0
+
+    def attention_of(self, readers: Tensor) -> Tensor:
+        """float32 [n], the mean of what these tokens of the text, bool [m], paid; where none are, as `attention`."""
+        return self.text_attention[readers].mean(0) if readers.any() else self.attention
 
 
 class Share(Budget):
@@ -85,6 +103,9 @@ class DecoderPruner(Method):
 
     compares: ClassVar[bool] = False
     """Whether `InsideTokens.change` is wanted; else it is empty."""
+
+    reads: ClassVar[bool] = False
+    """Whether `text_attention`, `embeddings` and `text_embeddings` are wanted; else they are empty."""
 
     @abstractmethod
     def profile(self, layers: int, share: float) -> list[float]:
@@ -138,6 +159,52 @@ class DecoderPruner(Method):
     def acts(self) -> Acts:
         """In the LLM, between two of its layers."""
         return "in the LLM"
+
+
+@dataclass
+class DecoderMerger(DecoderPruner):
+    """A method that merges visual tokens between layers of the LLM.
+
+    What tokens are merged into stays in its place, with its position. Gradients flow through what is merged.
+    """
+
+    sums: ClassVar[bool] = False
+    """Whether a token becomes the sum of those that it stands for; else their mean."""
+
+    @abstractmethod
+    def stands(self, tokens: InsideTokens, k: int) -> Tensor:
+        """Which token stands for each: int64 [n], -1 for those dropped; exactly k >= 1 stand, for themselves too."""
+
+    def choose(self, tokens: InsideTokens, k: int) -> Tensor:
+        """The k tokens that stand for themselves and others: int64 [k], ascending."""
+        return standing(self.stands(tokens, k))
+
+    def merged(self, states: Tensor, stands: Tensor) -> Tensor:
+        """Hidden states floating [k, d] of the tokens that stand, in order, of those of all, [n, d]."""
+        chosen = standing(stands)
+        members = stands == chosen[:, None]
+        means = weighted_means(states, torch.ones_like(stands, dtype=torch.float32), members, states[chosen])
+        return means * members.sum(-1, keepdim=True).to(means.dtype) if self.sums else means
+
+
+def standing(stands: Tensor) -> Tensor:
+    """The tokens that stand for themselves, of int64 [n]: int64 [k], ascending."""
+    return (stands == torch.arange(len(stands), device=stands.device)).nonzero().squeeze(1)
+
+
+def powers(stages: Sequence[float], layers: int, share: float) -> list[float]:
+    """The profile of methods that keep the same share of what is left, again and again.
+
+    Args:
+        stages: after which shares of the layers; the first after one layer at least.
+        layers: of the LLM.
+        share: of those before that each keeps.
+
+    Returns:
+        1 up to the first stage, then share, share^2, ...
+    """
+    starts = [max(1, round(stage * layers)) for stage in stages]
+    return [share ** sum(start <= layer for start in starts) for layer in range(layers)]
 
 
 def layer_cost(share: float, pair_cost: float) -> float:

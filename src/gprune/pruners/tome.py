@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from ..checks import OneOf, setting
-from ..errors import BadValue, UnfitSettings
+from ..errors import UnfitSettings
 from ..tokens import VisualTokens
 from .base import Acts, Pruner, Selection
+from .tower import TowerPruner
 
 Where = Literal["vision", "tokens"]
 
 
 @dataclass
-class ToMe(Pruner):
+class ToMe(TowerPruner):
     """Merge the tokens that are most alike, step by step, into averages weighted by the tokens they stand for.
 
     Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461. A merged token takes the place
@@ -46,13 +47,8 @@ class ToMe(Pruner):
 
     where: Where = setting("vision", OneOf(get_args(Where)))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.where == "vision" and self.scope == "image":
-            raise BadValue(
-                'scope="image" with where="vision": the vision tower sees one tile at a time, so tokens of different '
-                'views are never merged; accepted is scope="view"; for one budget per image pass where="tokens"'
-            )
+    label: ClassVar[str] = 'ToMe(where="vision")'
+    instead: ClassVar[str] = 'pass where="tokens"'
 
     def select(self, tokens: VisualTokens | Tensor) -> Selection:
         """Merge the tokens; with where="vision", the tower has done so and the tokens it merged away are NaN.
@@ -69,13 +65,7 @@ class ToMe(Pruner):
             BadType, BadValue: features are not floating point or not 2-D; with where="vision", they were
                 encoded without this method.
         """
-        if self.where == "tokens":
-            return super().select(tokens)
-        if isinstance(tokens, Tensor):
-            tokens = VisualTokens.of(tokens)
-        gone = tokens.features.isnan().all(-1)
-        features = tokens.features.masked_fill(gone[:, None], 0)
-        return super().select(replace(tokens, features=features, signals={**tokens.signals, "gone": gone}))
+        return super().select(tokens) if self.where == "vision" else Pruner.select(self, tokens)
 
     @property
     def acts(self) -> Acts:
@@ -97,7 +87,7 @@ class ToMe(Pruner):
         return flops
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-        return _merged_before(tokens, counts) if self.where == "vision" else _merge(tokens, counts)
+        return super()._select(tokens, counts) if self.where == "vision" else _merge(tokens, counts)
 
 
 class Matching(NamedTuple):
@@ -197,18 +187,3 @@ def _merge(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         kept[rows] = True
         features[rows[0, :, 0]] = own[0].to(features.dtype)
     return Selection(kept.nonzero().squeeze(1), features=features[kept])
-
-
-def _merged_before(tokens: VisualTokens, counts: Sequence[int]) -> Selection:
-    """What the tower left; the first view of an image is a whole tile, which must have its number."""
-    rest = ~tokens.signals["gone"]
-    images: set[int] = set()
-    for view, k in zip(tokens.views, counts, strict=True):
-        if view.image not in images and (count := int(rest[view.rows].sum())) != k:
-            raise BadValue(
-                f'image {view.image} has {count} of its {len(view)} visual tokens left, but ToMe(where="vision") '
-                f"leaves {k} of them, inside the vision tower while the model encodes; encode images with this method "
-                f'attached, or pass where="tokens" for features that are made already'
-            )
-        images.add(view.image)
-    return Selection(rest.nonzero().squeeze(1))

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .decoder import DecoderPruner, InsideTokens
+from .decoder import DecoderPruner, InsideTokens, powers
 
-STAGES = (3 / 32, 17 / 32, 22 / 32)
+_STAGES = (3 / 32, 17 / 32, 22 / 32)
 """After which share of the layers tokens are dropped: the paper's layers 3, 17 and 22 of 32."""
 
 
@@ -33,8 +33,7 @@ class V2Drop(DecoderPruner):
 
     def profile(self, layers: int, share: float) -> list[float]:
         """Powers of the share: 1 up to the first of the three layers, then share, share^2, share^3."""
-        starts = [max(1, round(stage * layers)) for stage in STAGES]
-        return [share ** sum(start <= layer for start in starts) for layer in range(layers)]
+        return powers(_STAGES, layers, share)
 
     def choose(self, tokens: InsideTokens, k: int) -> Tensor:
         """The k tokens that changed most; ties go to the lower index."""
