@@ -14,9 +14,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scorers import scorer_folder
 from towered import features, inside, known, two_views, view_of
 
-from gprune import PRUNERS, DecoderPruner, Foreground, Method, NonFiniteFeatures, Pruner, ToMe, View, VisualTokens
+from gprune import (
+    PRUNERS,
+    DecoderPruner,
+    Foreground,
+    Learned,
+    Method,
+    NonFiniteFeatures,
+    Pruner,
+    ToMe,
+    View,
+    VisualTokens,
+)
 from gprune.checks import Above, Accepted, Between, Count, OneOf
 from gprune.errors import BadType, BadValue, GpruneError
 from gprune.pruners import get_pruner
@@ -26,7 +38,9 @@ MASK = torch.arange(48).view(6, 8) % 5 < 2
 
 
 def make(method: type[Method], *keep: Any, **values: Any) -> Any:
-    """A method with these settings, and with a mask if it has one."""
+    """A method with these settings, and with a mask or a scorer if it has one."""
+    if issubclass(method, Learned):
+        values = {"weights": scorer_folder(8, question=True), **values}
     return method(*keep, **values, **({"mask": MASK} if issubclass(method, Foreground) else {}))
 
 
@@ -273,9 +287,9 @@ def test_the_whole_budget_keeps_every_token_in_every_layer(method):
 
 
 def declared(method: type[Method]) -> Iterator[tuple[str, Accepted, Any]]:
-    """Name, what is accepted, and default of every setting; a mask is none that has a range."""
+    """Name, what is accepted, and default of every setting; a mask is none that has a range, nor is a folder."""
     for each in fields(method):  # type: ignore[arg-type]
-        if each.name != "mask":
+        if each.name not in ("mask", "weights"):
             yield each.name, each.metadata["accepted"], each.default
 
 

@@ -66,6 +66,7 @@ def check(method: Method, model: PreTrainedModel) -> None:
     family_of(model)
     check_needs(selector_of(method), model)
     for part in method.parts:
+        part.check_model(model.config.model_type, model.get_input_embeddings().weight)
         if part.acts == "in the tower":
             check_tower(part, model)
         if part.merges:

@@ -20,6 +20,7 @@ from .graphcover import GraphCover
 from .graphvote import GraphVote
 from .hiprune import HiPrune
 from .l2norm import L2Norm
+from .learned import Learned
 from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
@@ -60,6 +61,7 @@ PRUNERS: dict[str, type[Method]] = {
         ZeroTPrune,
         CDPruner,
         MMTok,
+        Learned,
         EVS,
         ToMe,
         FastV,
@@ -106,6 +108,7 @@ __all__ = [
     "HiPrune",
     "InsideTokens",
     "L2Norm",
+    "Learned",
     "MMTok",
     "Method",
     "NonFiniteFeatures",

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 Scope = Literal["view", "image"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames"]
+Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames", "scorer"]
 """Attention that a token receives in the vision tower, its key there, the attention in a middle layer, the question
-about its image, where it lies in the image, the mask of that, and the frames of a video."""
+about its image, where it lies in the image, the mask of that, the frames of a video, and a scorer trained for the
+model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,15 @@ class Method(ABC):
     def __call__(self, model: Any) -> Run:
         """`attach`, for `with pruner(model) as run`."""
         return self.attach(model)
+
+    def check_model(self, family: str, embeddings: Tensor) -> None:
+        """Raise UnfitSettings if the method was made for another model than that it is attached to.
+
+        Args:
+            family: the model_type.
+            embeddings: floating [vocabulary, d], the LLM's input embeddings.
+        """
+        return
 
     def with_seed(self, seed: int) -> Self:
         """The method drawing with another seed; one that does not draw is what it was."""
@@ -197,8 +207,8 @@ class Pruner(Method):
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
-            elif need in ("place", "mask", "frames"):
-                continue  # of each view, when it is there
+            elif need in ("place", "mask", "frames", "scorer"):
+                continue  # of each view, when it is there, or of the method itself
             elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(
                     f"{name} needs the {need} of the vision tower, which features alone do not tell; give "
