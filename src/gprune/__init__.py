@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, refusal, verify
-    from .errors import AmbiguousRun, BadType, BadValue, GpruneError, UnfitSettings, UnsupportedModel
+    from .errors import AmbiguousRun, BadType, BadValue, Diverged, GpruneError, UnfitSettings, UnsupportedModel
     from .evaluate.fidelity import fidelity
+    from .fitting import FitSettings, Fitted, fit
     from .pruners import (
         BAT,
         DART,
@@ -80,7 +81,10 @@ __all__ = [
     "ClsAttention",
     "DecoderPruner",
     "DivPrune",
+    "Diverged",
     "FastV",
+    "FitSettings",
+    "Fitted",
     "Foreground",
     "GPrune",
     "GpruneError",
@@ -115,6 +119,7 @@ __all__ = [
     "VisualTokens",
     "ZeroTPrune",
     "fidelity",
+    "fit",
     "get_pruner",
     "kept_count",
     "refusal",
@@ -125,7 +130,8 @@ __all__ = [
 _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
     "evaluate.fidelity": ("fidelity",),
-    "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
+    "fitting": ("FitSettings", "Fitted", "fit"),
+    "errors": ("AmbiguousRun", "BadType", "BadValue", "Diverged", "GpruneError", "UnfitSettings", "UnsupportedModel"),
     "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
 }
 

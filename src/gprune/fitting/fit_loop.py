@@ -137,7 +137,7 @@ class _Fitting:
     ) -> None:
         self.classroom = Classroom(model, processor, settings.question, settings.max_new_tokens)
         self.lessons, self.folder, self.keeps, self.settings = lessons, folder, keeps, settings
-        embeddings = model.get_input_embeddings().weight
+        embeddings = host.embeddings_of(model)
         facts = ScorerFacts(
             model=model.config.name_or_path or type(model).__name__,
             family=model.config.model_type,
