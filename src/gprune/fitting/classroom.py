@@ -19,7 +19,7 @@ from ..prompt import build_inputs
 from ..pruners import CDPruner, Uniform
 from ..pruners.scorer import Scorer
 from ..tokens import Keep, VisualTokens, kept_count
-from .gates import gated, straight_through
+from .gates import gated, standardised, straight_through
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Classroom:
             Kullback-Leibler divergence KL(all tokens || kept tokens) in nats, the sum over the tokens of the answers:
             float32 []. And of how many of these tokens the most likely one is the same.
         """
-        scores = scorer.scores(batch.tokens)
+        scores = standardised(scorer.scores(batch.tokens), batch.tokens)
         noise = torch.zeros(len(scores))
         if generator is not None:
             noise = -(-torch.rand(len(scores), generator=generator).clamp(1e-9, 1 - 1e-7).log()).log()

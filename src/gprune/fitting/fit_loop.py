@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from .. import host
-from ..attach import family_of, uneven_attention, unwrapped
-from ..errors import BadValue, Diverged, UnsupportedModel
+from ..attach import unwrapped
+from ..errors import BadValue, Diverged
 from ..evaluate.answers import prepare
 from ..evaluate.cells import write_whole
 from ..evaluate.fidelity import fidelity
@@ -22,6 +22,7 @@ from ..evaluate.items import Query
 from ..pruners.scorer import FACTS, Scorer, ScorerFacts, model_mark
 from ..tokens import Keep, check_keep
 from .classroom import Classroom
+from .gates import check_gates
 from .lessons import FitSettings, Lessons, split_items
 
 RIVALS = ("graphvote", "graphcover", "random")
@@ -29,8 +30,6 @@ RIVALS = ("graphvote", "graphcover", "random")
 
 STATE, CURVE, TABLE, ITEMS = "fit/state.pt", "curve.json", "table.md", "fit/items"
 """Files below the folder of a scorer: what a run goes on from, the validations, the table, and its measurements."""
-
-PROBLEM = "a scorer cannot be trained on this model"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def fit(
     """
     folder, settings = Path(folder), settings or FitSettings()
     model = unwrapped(model)
-    _check_model(model)
+    check_gates(model)
     if not keeps:
         raise BadValue("keeps is empty; accepted is at least one budget; give for example [0.5, 0.3, 0.1]")
     for keep in keeps:
@@ -184,8 +183,8 @@ class _Fitting:
         loss = strayed / sum(len(answer) for answer in batch.answers)
         if not loss.isfinite():
             raise Diverged(
-                f"the loss of step {step} is {float(loss)}; the scorer was not written, and what was saved last in "
-                f"{self.folder} is from before; give a smaller rate, or load the model in float32"
+                f"the loss of step {step} is {float(loss.detach())}; the scorer was not written, and what was saved "
+                f"last in {self.folder} is from before; give a smaller rate, or load the model in float32"
             )
         if loss.requires_grad:  # where every token is kept there is nothing to learn
             self.optimizer.zero_grad()
@@ -254,8 +253,10 @@ class _Fitting:
         try:
             state = torch.load(path, map_location=self.classroom.model.device, weights_only=True)
             others = [name for name, value in self._depends.items() if state["depends"][name] != value]
-        except Exception as error:  # what torch raises for a damaged file depends on the damage
-            raise BadValue(f"{path} cannot be read ({error}); delete it, and the run begins anew") from error
+        except Exception as error:  # what torch raises for a damaged file depends on the damage, and is long
+            raise BadValue(
+                f"{path} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
+            ) from error
         if others:
             raise BadValue(
                 f"{self.folder} holds a run with other {', '.join(others)}; give these as they were, or another folder"
@@ -272,24 +273,6 @@ def _strayed(row: dict[str, Any]) -> float:
     """Nats per token at a validation, the mean over the budgets."""
     found = row["validation"].values()
     return math.fsum(each["kl"] for each in found) / len(found)
-
-
-def _check_model(model: Any) -> None:
-    """Raise UnsupportedModel unless gates on the tokens of a model's LLM are the same as dropping them."""
-    family_of(model)
-    decoder = host.decoder_of(model)
-    if reason := uneven_attention(decoder.config):
-        raise UnsupportedModel(f"{PROBLEM}: {reason}; use an untrained method, such as GraphVote")
-    if (backend := host.backend_of(decoder)) not in host.BACKENDS:
-        raise UnsupportedModel(
-            f"{PROBLEM}: {backend} attention takes no gates; accepted are {' and '.join(host.BACKENDS)}; load it with "
-            f"attn_implementation='sdpa'"
-        )
-    if model.dtype == torch.float16:
-        raise UnsupportedModel(
-            f"{PROBLEM}: in float16 the gradients of dropped tokens vanish; load it in bfloat16 or float32"
-        )
-    host.check_layers(model)
 
 
 @contextmanager

@@ -13,13 +13,54 @@ from torch.nn import Module
 from torch.nn.functional import pad
 
 from .. import host
+from ..attach import family_of, uneven_attention
+from ..errors import UnsupportedModel
 from ..tokens import VisualTokens
 
 CLOSED = 1e-8
 """Share of its attention that a dropped token keeps: too little to be seen, enough to have a gradient."""
 
+SPREAD = 2.0
+"""Standard deviation of the scores of a view; that of the noise is 1.3."""
+
 _BIAS: ContextVar[Tensor | None] = ContextVar("gprune_bias", default=None)
 """What is added to the attention logits of this thread's calls: float32 [B, q], by column of the prompt."""
+
+
+_PROBLEM = "a scorer cannot be trained on this model"
+
+
+def check_gates(model: Any) -> None:
+    """Raise UnsupportedModel unless gates on the tokens of a model's LLM are the same as dropping them."""
+    family_of(model)
+    decoder = host.decoder_of(model)
+    if reason := uneven_attention(decoder.config):
+        raise UnsupportedModel(f"{_PROBLEM}: {reason}; use an untrained method, such as GraphVote")
+    if (backend := host.backend_of(decoder)) not in host.BACKENDS:
+        raise UnsupportedModel(
+            f"{_PROBLEM}: {backend} attention takes no gates; accepted are {' and '.join(host.BACKENDS)}; load it with "
+            f"attn_implementation='sdpa'"
+        )
+    if model.dtype == torch.float16:
+        raise UnsupportedModel(
+            f"{_PROBLEM}: in float16 the gradients of dropped tokens vanish; load it in bfloat16 or float32"
+        )
+    host.check_layers(model)
+
+
+def standardised(scores: Tensor, tokens: VisualTokens) -> Tensor:
+    """Scores, float32 [N], brought to mean 0 and standard deviation `SPREAD` in every view.
+
+    The order, which is all that a pruner goes by, stays. Left to themselves, scores grow until no noise changes the
+    order and every sigmoid is flat, and nothing is learned any more.
+    """
+    result = scores
+    for view in filter(len, tokens.views):
+        own = scores[view.rows]
+        centred = own - own.mean()
+        size = (centred.square().mean() + 1e-12).sqrt()
+        result = result.index_put((view.rows,), SPREAD * centred / size)
+    return result
 
 
 def straight_through(scores: Tensor, tokens: VisualTokens, counts: Sequence[int], noise: Tensor) -> Tensor:
@@ -62,9 +103,9 @@ def gated(model: Any, visual: Tensor, gates: Tensor) -> Iterator[None]:
     Args:
         model: whose LLM has layers of full attention, with a backend of `host.BACKENDS`.
         visual: bool [B, q], the columns of the prompts that hold visual tokens.
-        gates: float32 [N] in [0, 1], of these in row-major order.
+        gates: floating [N] in [0, 1], of these in row-major order.
     """
-    opened = torch.ones(visual.shape, device=gates.device).masked_scatter(visual, gates)
+    opened = gates.new_ones(visual.shape).masked_scatter(visual, gates)
     attentions = [host.attention_in(layer) for layer in host.layers_of(host.decoder_of(model))]
     configs = [attention.config for attention in attentions]
     token = _BIAS.set((CLOSED + (1 - CLOSED) * opened).log())
