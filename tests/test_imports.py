@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"cost", "draw", "prompt", "models", "spec", "answering"},
     {"scenes"},
     {"serve", "evaluate"},
-    {"batch"},
+    {"batch", "fitting"},
     {"app", "cli"},
 ]
 """From the ground up. Rooms of one floor may import each other, as long as no circle comes of it."""

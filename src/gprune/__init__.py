@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, refusal, verify
-    from .errors import AmbiguousRun, BadType, BadValue, GpruneError, UnfitSettings, UnsupportedModel
+    from .errors import AmbiguousRun, BadType, BadValue, Diverged, GpruneError, UnfitSettings, UnsupportedModel
     from .evaluate.fidelity import fidelity
+    from .fitting import FitSettings, Fitted, fit
     from .pruners import (
         BAT,
         DART,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         HiPrune,
         InsideTokens,
         L2Norm,
+        Learned,
         LLaVAScissor,
         Method,
         MMTok,
@@ -88,9 +90,12 @@ __all__ = [
     "DecoderMerger",
     "DecoderPruner",
     "DivPrune",
+    "Diverged",
     "EvoViT",
     "FastV",
     "FastVID",
+    "FitSettings",
+    "Fitted",
     "Foreground",
     "GPrune",
     "GpruneError",
@@ -102,6 +107,7 @@ __all__ = [
     "Keep",
     "L2Norm",
     "LLaVAScissor",
+    "Learned",
     "MMTok",
     "Method",
     "NonFiniteFeatures",
@@ -129,6 +135,7 @@ __all__ = [
     "ZeroTPrune",
     "cover",
     "fidelity",
+    "fit",
     "get_pruner",
     "kept_count",
     "refusal",
@@ -139,7 +146,8 @@ __all__ = [
 _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
     "evaluate.fidelity": ("fidelity",),
-    "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
+    "fitting": ("FitSettings", "Fitted", "fit"),
+    "errors": ("AmbiguousRun", "BadType", "BadValue", "Diverged", "GpruneError", "UnfitSettings", "UnsupportedModel"),
     "tokens": ("Cover", "Keep", "View", "VisualTokens", "cover", "kept_count"),
 }
 

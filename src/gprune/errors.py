@@ -29,3 +29,7 @@ class AmbiguousRun(GpruneError, RuntimeError):
 
 class NonFiniteFeatures(GpruneError, ValueError):
     """The features of an image contain NaN or Inf, so no ranking of its tokens means anything."""
+
+
+class Diverged(GpruneError, ArithmeticError):
+    """A loss became NaN or Inf while something was trained."""

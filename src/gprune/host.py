@@ -405,6 +405,13 @@ def decoder_of(model: PreTrainedModel) -> Any:
     return model.get_decoder()
 
 
+def embeddings_of(model: PreTrainedModel) -> Tensor:
+    """The LLM's input embeddings, floating [vocabulary, d]."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def layers_of(decoder: Any) -> Any:
     """The layers of the LLM, in order."""
     return decoder.layers

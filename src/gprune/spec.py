@@ -32,8 +32,8 @@ def parse_pruner(text: str, keep: Keep) -> Method:
     """A method with its settings: `name` or `name:setting=value:...`.
 
     Args:
-        text: the name of a method, or "none" for the unpruned model, and settings that are literals, words, or for
-            `mask` the path of a picture.
+        text: the name of a method, or "none" for the unpruned model, and settings that are literals, words, for `mask`
+            the path of a picture, or for `weights` that of a folder.
         keep: see `Pruner`.
 
     Raises:
@@ -47,7 +47,7 @@ def parse_pruner(text: str, keep: Keep) -> Method:
         key, _, value = setting.partition("=")
         if key not in known or not value:
             raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
-        values[key] = _mask(value) if key == "mask" else _literal(value)
+        values[key] = _mask(value) if key == "mask" else value if key == "weights" else _literal(value)
     return kind(keep, **values)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scorers import scorer_folder
 from towered import features, inside, known, two_views, view_of
 
 from gprune import (
@@ -21,6 +22,7 @@ from gprune import (
     DecoderPruner,
     EvoViT,
     Foreground,
+    Learned,
     Method,
     NonFiniteFeatures,
     Pruner,
@@ -38,7 +40,9 @@ MASK = torch.arange(48).view(6, 8) % 5 < 2
 
 
 def make(method: type[Method], *keep: Any, **values: Any) -> Any:
-    """A method with these settings, and with a mask if it has one."""
+    """A method with these settings, and with a mask or a scorer if it has one."""
+    if issubclass(method, Learned):
+        values = {"weights": scorer_folder(8, question=True), **values}
     return method(*keep, **values, **({"mask": MASK} if issubclass(method, Foreground) else {}))
 
 
@@ -286,9 +290,9 @@ def test_the_whole_budget_keeps_every_token_in_every_layer(method):
 
 
 def declared(method: type[Method]) -> Iterator[tuple[str, Accepted, Any]]:
-    """Name, what is accepted, and default of every setting; a mask has no range, and Evo-ViT one scope."""
+    """Name, what is accepted, and default of every setting; a mask has no range, nor a folder, and Evo-ViT one scope."""
     for each in fields(method):  # type: ignore[arg-type]
-        if each.name != "mask" and not (each.name == "scope" and method is EvoViT):
+        if each.name not in ("mask", "weights") and not (each.name == "scope" and method is EvoViT):
             yield each.name, each.metadata["accepted"], each.default
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import UnsupportedModel
-from .preview import reports_of, visual_tokens
+from .llm import uneven_attention
+from .preview import encoded, reports_of, visual_tokens
 from .report import ImageReport
 from .run import Run, attach, refusal
 from .support import family_of, unwrapped
@@ -14,9 +15,11 @@ __all__ = [
     "Run",
     "UnsupportedModel",
     "attach",
+    "encoded",
     "family_of",
     "refusal",
     "reports_of",
+    "uneven_attention",
     "unwrapped",
     "verify",
     "visual_tokens",

@@ -34,7 +34,7 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
     """
     method, family = type(pruner).__name__, model.config.model_type
     decoder = host.decoder_of(model)
-    if reason := _reason(decoder.config) or missing(pruner, family):
+    if reason := uneven_attention(decoder.config) or missing(pruner, family):
         raise UnsupportedModel(
             f"{method} drops tokens between layers of the LLM, which gprune cannot do in {family}: {reason}; use a "
             f"method that acts before the LLM, such as GPrune, or one of {', '.join(families_of(pruner))}"
@@ -56,7 +56,8 @@ def check_decoder(pruner: DecoderPruner, model: PreTrainedModel) -> None:
         )
 
 
-def _reason(config: Any) -> str | None:
+def uneven_attention(config: Any) -> str | None:
+    """Why a token that leaves an LLM of this config is not the same as one that is masked in it; None if it is."""
     kinds = sorted(host.layer_kinds(config) - {"full_attention"})
     if kinds:
         return f"its LLM has layers of {' and '.join(kinds)}, for which gaps in the sequence are not the same as masks"

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import host
 from ..pruners.base import Method, Pruner, Selection
 from ..tokens import VisualTokens
 from .choosing import Prompt, gather
-from .encoding import encode_call
+from .encoding import encode_call, unrecorded
 from .report import ImageReport, report_images
 from .run import attach
 
@@ -35,14 +36,28 @@ def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> V
         UnsupportedModel: the method does not go on this model.
         ValueError: there is no image, or what `gather` raises.
     """
+    return encoded(method, model, inputs)[0]
+
+
+@torch.no_grad()
+def encoded(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> tuple[VisualTokens, dict[str, Any]]:
+    """`visual_tokens`, and the call with its images encoded, so that it can be made several times.
+
+    Returns:
+        The images in the order of the prompts, and inputs of the model without pixels.
+
+    Raises:
+        UnsupportedModel, ValueError: see `visual_tokens`.
+    """
     if inputs.get("pixel_values") is None:
         raise ValueError("the inputs have no pixel_values; accepted are inputs with an image; give the processor one")
     with attach(method, model) as run:
-        _, outputs = encode_call(run.model, dict(inputs), ["image"])
+        call, outputs = encode_call(run.model, dict(inputs), ["image"])
         ids = inputs["input_ids"]
         valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         prompt = Prompt.of(run.model, ids, valid)
-        return gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).tokens
+        tokens = gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).tokens
+    return tokens, {**call, host.ENCODED: {"image": unrecorded(outputs["image"])}}
 
 
 def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:

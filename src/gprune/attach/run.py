@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from .. import host
 from ..errors import GpruneError
 from ..host import Modality
 from ..pruners.base import Method
@@ -67,6 +68,7 @@ def check(method: Method, model: PreTrainedModel) -> None:
     family_of(model)
     check_needs(selector_of(method), model)
     for part in method.parts:
+        part.check_model(model.config.model_type, host.embeddings_of(model))
         if isinstance(part, TowerPruner) and part.acts == "in the tower":
             check_tower(part, model)
         if part.merges:

@@ -16,6 +16,7 @@ from .bench import bench
 from .cost import cost
 from .eval import evaluate
 from .fidelity import fidelity
+from .fit import fit
 from .methods import methods
 from .options import WrongInput
 from .reproduce import reproduce
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (ask, show, scenes, fidelity, cost, batch, bench, methods, reproduce, verify):
+for command in (ask, show, scenes, fidelity, fit, cost, batch, bench, methods, reproduce, verify):
     app.command()(command)
 app.command("app")(page)
 app.command("eval")(evaluate)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .loading import EMBEDDED, load_model
-from .measuring import make_folder
+from .measuring import make_folder, scene_items
 from .options import (
     AsJson,
     Keeps,
@@ -25,9 +25,6 @@ from .options import (
     read_pruners,
 )
 from .progress import progress_bar
-
-if TYPE_CHECKING:
-    from ..evaluate.items import Query
 
 PICTURES_ASKED = 50
 """Test pictures of the embedded benchmark that are asked about where nothing else is given."""
@@ -78,7 +75,7 @@ def fidelity(
         if plot is not None:
             from ..evaluate.figures import curves
         if input is None:
-            items = _scenes(model, question, limit or PICTURES_ASKED)
+            items = scene_items(model, question, limit or PICTURES_ASKED, "test")
         else:
             items = read_items(input, question or DEFAULT_QUESTIONS)[:limit]
     if output is not None:
@@ -115,16 +112,3 @@ def fidelity(
         print(advice, file=sys.stderr)
     else:
         print(text, end="")
-
-
-def _scenes(model: str, questions: list[str] | None, count: int) -> list[Query]:
-    """The first test pictures of the embedded benchmark, each with its own question unless others are given."""
-    if model != EMBEDDED:
-        raise WrongInput(
-            f"no pictures are given to ask {model} about; accepted are a folder of pictures, a picture, and a JSONL "
-            f"file; name one, of pictures such as you will use"
-        )
-    from ..scenes.benchmark import samples
-
-    shown = samples("test", count)
-    return [([each.picture], asked) for each in shown for asked in questions or [each.question.question]]

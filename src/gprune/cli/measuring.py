@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .loading import EMBEDDED
 from .options import WrongInput
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Cell, Key
+    from ..evaluate.items import Query
+    from ..scenes.scene import Split
 
 
 def make_folder(folder: Path) -> Path:
@@ -25,6 +28,19 @@ def make_folder(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise WrongInput(f"output {folder} cannot be written to; give another name")
     return folder
+
+
+def scene_items(model: str, questions: list[str] | None, count: int, split: Split) -> list[Query]:
+    """The first pictures of a split of the embedded benchmark, each with its own question unless others are given."""
+    if model != EMBEDDED:
+        raise WrongInput(
+            f"no pictures are given to ask {model} about; accepted are a folder of pictures, a picture, and a JSONL "
+            f"file; name one, of pictures such as you will use"
+        )
+    from ..scenes.benchmark import samples
+
+    shown = samples(split, count)
+    return [([each.picture], asked) for each in shown for asked in questions or [each.question.question]]
 
 
 def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) -> tuple[list[Key], list[str]]:

@@ -39,6 +39,11 @@ def greedy_answers(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -
 
 @torch.no_grad()
 def answer_logits(model: Any, inputs: Mapping[str, Any], answers: Sequence[Tensor]) -> list[Tensor]:
+    """`trained_logits` without gradients."""
+    return trained_logits(model, inputs, answers)
+
+
+def trained_logits(model: Any, inputs: Mapping[str, Any], answers: Sequence[Tensor]) -> list[Tensor]:
     """Of every token of given answers the logits before it, as step-by-step decoding of the same tokens has them.
 
     One forward for the prompts alone, and one on their cache for the answers. So a method that drops visual tokens by

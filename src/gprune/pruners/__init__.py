@@ -22,6 +22,7 @@ from .graphcover import GraphCover
 from .graphvote import GraphVote
 from .hiprune import HiPrune
 from .l2norm import L2Norm
+from .learned import Learned
 from .llavascissor import LLaVAScissor
 from .masked import Background, Foreground
 from .mmr import MMR
@@ -66,6 +67,7 @@ PRUNERS: dict[str, type[Method]] = {
         ZeroTPrune,
         CDPruner,
         MMTok,
+        Learned,
         EVS,
         VidCom2,
         FastVID,
@@ -122,6 +124,7 @@ __all__ = [
     "InsideTokens",
     "L2Norm",
     "LLaVAScissor",
+    "Learned",
     "MMTok",
     "Method",
     "NonFiniteFeatures",

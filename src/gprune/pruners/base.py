@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Scope = Literal["view", "image"]
 Shares = Literal["own", "global"]
 Positions = Literal["original", "contiguous"]
-Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames", "tiles"]
+Need = Literal["attention", "keys", "middle attention", "question", "place", "mask", "frames", "tiles", "scorer"]
 """Attention that a token receives in the vision tower, its key there, the attention in a middle layer, the question
-about its image, where it lies in the image, the mask of that, the frames of a video, and the tiles of an image."""
+about its image, where it lies in the image, the mask of that, the frames of a video, the tiles of an image, and a
+scorer trained for the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,15 @@ class Method(ABC):
     def __call__(self, model: Any) -> Run:
         """`attach`, for `with pruner(model) as run`."""
         return self.attach(model)
+
+    def check_model(self, family: str, embeddings: Tensor) -> None:
+        """Raise UnfitSettings if the method was made for another model than that it is attached to.
+
+        Args:
+            family: the model_type.
+            embeddings: floating [vocabulary, d], the LLM's input embeddings.
+        """
+        return
 
     def with_seed(self, seed: int) -> Self:
         """The method drawing with another seed; one that does not draw is what it was."""
@@ -241,8 +251,8 @@ class Pruner(Method):
                         f"{name} needs the question about each image; tokens.questions has {len(tokens.questions)} for "
                         f"{images} images; give embeddings [q, d] for each, q >= 1, or attach {name} to a model"
                     )
-            elif need in ("place", "mask", "frames", "tiles"):
-                continue  # of each view, when it is there
+            elif need in ("place", "mask", "frames", "tiles", "scorer"):
+                continue  # of each view, when it is there, or of the method itself
             elif need not in tokens.signals or len(tokens.signals[need]) != count:
                 raise BadValue(
                     f"{name} needs the {need} of the vision tower, which features alone do not tell; give "
