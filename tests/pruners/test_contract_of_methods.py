@@ -290,7 +290,7 @@ def test_the_whole_budget_keeps_every_token_in_every_layer(method):
 
 
 def declared(method: type[Method]) -> Iterator[tuple[str, Accepted, Any]]:
-    """Name, what is accepted, and default of every setting; a mask has no range, nor a folder, and Evo-ViT one scope."""
+    """Name, what is accepted, and default of every setting; masks and folders have no range, and Evo-ViT one scope."""
     for each in fields(method):  # type: ignore[arg-type]
         if each.name not in ("mask", "weights") and not (each.name == "scope" and method is EvoViT):
             yield each.name, each.metadata["accepted"], each.default
