@@ -7,14 +7,15 @@ import random
 
 import pytest
 import torch
-from families import BROKEN, FAMILIES, SINCE
+from decoding import present
+from families import BROKEN, FAMILIES, IMAGE, SINCE
 from reference import kept_rows
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
-from gprune.families.tiles import adjacent, grouped, overview_last, spans_of
+from gprune.families.tiles import adjacent, grouped, overview_first, overview_last, spans_of
 from gprune.families.views import Item, base_and_lines, lines_then_base, scaled
 from gprune.pruners import L2Norm
 
@@ -203,3 +204,29 @@ def test_grid_in_the_proportions_of_the_picture() -> None:
     assert scaled((1, 1), 576) == (24, 24)
     assert scaled((1, 1), 577) is None  # a class token: no grid
     assert scaled((480, 640), 600) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", present("granite_docling"))
+def test_tiles_of_the_fine_route_have_four_times_the_tokens(name: str) -> None:
+    """Two prompts of an image of one tile, and of one that is cut into two and shown whole."""
+    family = FAMILIES[name]
+    model = family.model()
+    for size, tiles in (((20, 20), 1), ((20, 40), 3)):
+        inputs = family.inputs(((size,),))
+        ids = inputs["input_ids"][0]
+        ids = ids.repeat_interleave(torch.where(ids == IMAGE, 4, 1))[None]
+        told = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "tile_fine_mask": torch.tensor([True])}
+        with L2Norm(keep=0.5)(model) as run:
+            model(**{**inputs, **told})
+        (report,) = run.images
+        assert report.grids == ((6, 6),) * tiles
+        assert [view.rows.tolist() for view in report.views] == [[*range(36 * i, 36 * i + 36)] for i in range(tiles)]
+        assert report.n_after == 18 * tiles
+
+
+def test_a_first_tile_begins_an_image() -> None:
+    """Token 10 introduces first tiles: an image of one, one of two and its overview, one of one; then a prompt more."""
+    ids = torch.tensor([[5, 10, 90, 10, 90, 11, 90, 12, 90, 10, 90], [0, 0, 0, 0, 0, 0, 0, 0, 5, 10, 90]])
+    spans = spans_of(ids == IMAGE, [1] * 6)
+    assert grouped(6, overview_first(ids, spans)) == [[0], [1, 2, 3], [4], [5]]

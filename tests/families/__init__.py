@@ -19,7 +19,14 @@ from .parts import IMAGE, VIDEO
 from .square import SQUARE
 from .tiled import TILED
 
-SINCE = {"smolvlm": "5.21", "cosmos3_edge": "5.23", "paddleocr_vl": "5.23", "video_llava": "5.23"}
+SINCE = {
+    "smolvlm": "5.21",
+    "cosmos3_edge": "5.23",
+    "paddleocr_vl": "5.23",
+    "video_llava": "5.23",
+    "qwen2_5_omni_thinker": "5.24",
+    "qwen3_omni_moe_thinker": "5.24",
+}
 """The first transformers whose forward takes fewer visual tokens than an image has, if not the lowest supported."""
 
 BROKEN = {"llama4": "5.24.0"}
