@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
-from gprune.families.tiles import adjacent, grouped, overview_last, spans_of
+from gprune.families.tiles import adjacent, grouped, overview_first, overview_last, spans_of
 from gprune.families.views import Item, base_and_lines, lines_then_base, scaled
 from gprune.pruners import L2Norm
 
@@ -148,6 +148,16 @@ def test_overview_comes_last() -> None:
     assert grouped(5, overview_last(ids, spans)) == [[0, 1, 2], [3], [4]]
     assert overview_last(ids[:, 1:], [(1, 0, 1)]) == []
     assert grouped(0, []) == []
+
+
+def test_overview_comes_first() -> None:
+    tile, overview, image = 70, 71, 90
+    prompt = [5, overview, image, image, tile, image, image, tile, image, image, 6, overview, image, image, 7]
+    ids = torch.tensor([prompt, [5, 8, overview, *[image] * 2, *[3] * 10]])
+    spans = spans_of(ids == image, [2] * 5)
+    assert overview_first(ids, spans) == [True, True, False, False]
+    assert grouped(5, overview_first(ids, spans)) == [[0, 1, 2], [3], [4]]
+    assert overview_first(ids, spans[:1]) == []
 
 
 @torch.no_grad()
