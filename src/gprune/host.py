@@ -195,12 +195,12 @@ def capacity_of(cache: Any) -> int | None:
 
     Layers that keep a prompt apart have room for it and for a window of what follows; the rest passes through.
     """
-    if not isinstance(cache, StaticCache):
-        return None
-    return max(
-        layer.prefill_max_cache_len + layer.max_cache_len if hasattr(layer, _APART) else int(layer.get_max_length())
-        for layer in cache.layers
-    )
+    return max(map(_room_in, cache.layers)) if isinstance(cache, StaticCache) else None
+
+
+def _room_in(layer: Any) -> int:
+    apart = hasattr(layer, _APART)
+    return int(layer.prefill_max_cache_len + layer.max_cache_len if apart else layer.get_max_length())
 
 
 _APART = "prefill_length"

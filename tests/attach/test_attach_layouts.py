@@ -151,6 +151,16 @@ def test_overview_comes_last() -> None:
     assert grouped(0, []) == []
 
 
+def test_overview_comes_first() -> None:
+    tile, overview, image = 70, 71, 90
+    prompt = [5, overview, image, image, tile, image, image, tile, image, image, 6, overview, image, image, 7]
+    ids = torch.tensor([prompt, [5, 8, overview, *[image] * 2, *[3] * 10]])
+    spans = spans_of(ids == image, [2] * 5)
+    assert overview_first(ids, spans) == [True, True, False, False]
+    assert grouped(5, overview_first(ids, spans)) == [[0, 1, 2], [3], [4]]
+    assert overview_first(ids, spans[:1]) == []
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 @pytest.mark.parametrize("size", [(2, 200), (200, 2)])

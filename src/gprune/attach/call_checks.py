@@ -105,9 +105,9 @@ def check_new_padding(model: PreTrainedModel, before: Tensor, after: Tensor) -> 
     """
     if (kinds := host.windowed_kinds(model.config)) and before.all() and not after.all():
         raise ValueError(
-            f"the prompts of this call lose different numbers of tokens, so that some are padded, which the "
-            f"{' and '.join(sorted(kinds))} layers of {model.config.model_type} take for tokens once they have "
-            f"generated more than their window; pass one prompt at a time, or prompts that lose as many"
+            f"the prompts of this call lose different numbers of tokens, so that some must be padded; the "
+            f"{' and '.join(sorted(kinds))} layers of {model.config.model_type} take padding for tokens once more was "
+            f"generated than their window holds; pass one prompt at a time, or prompts that lose as many tokens"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -205,7 +205,8 @@ def queries_of_tiles(item: Item) -> tuple[View, ...]:
     """
     if TILES not in item.arguments:
         return (View(torch.arange(len(item) - 1, device=item.features.device)),)
-    tower, settings = item.model.base_model.vision_tower, item.model.config.vision_config.sam_config
+    tower = cast(Any, item.model.base_model.vision_tower)
+    settings = item.model.config.vision_config.sam_config
     small = math.prod(_cells(item, settings.patch_size)) <= 144
     queries = tower.query_768_resolution if small else tower.query_1024_resolution
     *tiles, rest = _tiles_then_rest(item, queries.num_embeddings + 1)
