@@ -15,7 +15,7 @@ from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.families.tiles import adjacent, grouped, overview_last, spans_of
-from gprune.families.views import Item, base_and_lines, scaled
+from gprune.families.views import Item, base_and_lines, placed_frames, scaled
 from gprune.pruners import L2Norm
 
 NEWLINES = [name for name, row in TABLE.items() if row.views is base_and_lines]
@@ -164,3 +164,13 @@ def test_grid_in_the_proportions_of_the_picture() -> None:
     assert scaled((1, 1), 576) == (24, 24)
     assert scaled((1, 1), 577) is None  # a class token: no grid
     assert scaled((480, 640), 600) is None
+
+
+def test_frames_of_one_clip_may_differ_in_size() -> None:
+    """A processor makes them alike; whoever makes the places of patches by hand need not."""
+    places = torch.full((2, 16, 2), -1)
+    places[0] = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)
+    places[1, :8] = torch.cartesian_prod(torch.arange(4), torch.arange(2)).flip(1)
+    told = {"video_position_ids": places, "num_frames_per_video": torch.tensor(2)}
+    views = placed_frames(Item(FAMILIES["gemma4"].model(), torch.zeros(6, 8), told, (0, 0)))
+    assert [(view.rows.tolist(), view.grid) for view in views] == [([0, 1, 2, 3], (2, 2)), ([4, 5], (2, 1))]
