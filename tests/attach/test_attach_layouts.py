@@ -16,7 +16,7 @@ from gprune.attach.choosing import marked_rows
 from gprune.families.table import FAMILIES as TABLE
 from gprune.families.table import families_of
 from gprune.families.tiles import adjacent, grouped, overview_first, overview_last, spans_of
-from gprune.families.views import Item, base_and_lines, lines_then_base, scaled
+from gprune.families.views import Item, base_and_lines, lines_then_base, placed_frames, scaled
 from gprune.pruners import L2Norm
 
 NEWLINES = [name for name, row in TABLE.items() if row.views in (base_and_lines, lines_then_base)]
@@ -240,3 +240,13 @@ def test_a_first_tile_begins_an_image() -> None:
     ids = torch.tensor([[5, 10, 90, 10, 90, 11, 90, 12, 90, 10, 90], [0, 0, 0, 0, 0, 0, 0, 0, 5, 10, 90]])
     spans = spans_of(ids == IMAGE, [1] * 6)
     assert grouped(6, overview_first(ids, spans)) == [[0], [1, 2, 3], [4], [5]]
+
+
+def test_frames_of_one_clip_may_differ_in_size() -> None:
+    """A processor makes them alike; whoever makes the places of patches by hand need not."""
+    places = torch.full((2, 16, 2), -1)
+    places[0] = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)
+    places[1, :8] = torch.cartesian_prod(torch.arange(4), torch.arange(2)).flip(1)
+    told = {"video_position_ids": places, "num_frames_per_video": torch.tensor(2)}
+    views = placed_frames(Item(FAMILIES["gemma4"].model(), torch.zeros(6, 8), told, (0, 0)))
+    assert [(view.rows.tolist(), view.grid) for view in views] == [([0, 1, 2, 3], (2, 2)), ([4, 5], (2, 1))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import PLACEHOLDERS, beam_search, cache_of, since, with_cache
+from decoding import PLACEHOLDERS, beam_search, cache_of, present, since, with_cache
 from families import FAMILIES, VIDEOS, Family, Media, is_video
 from knowing import known_tokens, told_prompts
 from reference import encode, kept_prompts, kept_rows
@@ -160,3 +160,21 @@ def test_videos_of_families_without_a_layout_for_them(name: str) -> None:
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs()
     with Uniform(keep=0.4)(model), pytest.raises(ValueError, match=rf"video.*{name}.*detach"):
         model(**inputs, pixel_values_videos=inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("name", present("glm4v", "glm46v", "glmga", "glm4v_moe", "glm_ocr"))
+def test_images_and_videos_that_no_token_tells_apart(name: str) -> None:
+    family = FAMILIES[name]
+    with (
+        Uniform(keep=0.4)(family.model()),
+        pytest.raises(ValueError, match=rf"images and videos, which {name} t"),
+    ):
+        family.model()(**family.inputs(VIDEOS))
+
+
+def test_a_compression_mask_of_another_length() -> None:
+    family = FAMILIES["video_llama_3"]
+    inputs = family.inputs(CLIPS)
+    mask = inputs["video_compression_mask"]
+    with Uniform(keep=0.4)(family.model()), pytest.raises(ValueError, match=rf"mask has {len(mask) - 1} values for"):
+        family.model()(**{**inputs, "video_compression_mask": mask[1:]})
