@@ -309,7 +309,9 @@ def out_of_range(accepted: Accepted) -> list[Any]:
         case OneOf():
             return [] if bool in accepted.kinds else ["", "nonsense"]
         case Budget():
-            return [*no_number, 0.0, -0.3, math.nextafter(1, 2), 30.0, *([0, -1] if int in accepted.kinds else [])]
+            counts = [0, -1] if int in accepted.kinds else []
+            words = ["", "nonsense"] if str in accepted.kinds else []
+            return [*no_number, 0.0, -0.3, math.nextafter(1, 2), 30.0, *counts, *words]
     raise NotImplementedError(accepted)
 
 
@@ -328,8 +330,16 @@ def another(accepted: Accepted) -> Any:
 
 
 def changed(method: type[Method]) -> Any:
-    """The method with every setting at another value than its default."""
-    return make(method, **{name: another(accepted) for name, accepted, _ in declared(method)})
+    """The method with every setting at another value than its default, but for shares, which go with one scope."""
+    return make(method, **{name: another(accepted) for name, accepted, _ in declared(method) if name != "shares"})
+
+
+def sharing(method: type[Method]) -> list[Any]:
+    """The method with the other shares, where it has them."""
+    try:
+        return [make(method, shares="global")]
+    except (BadValue, TypeError):
+        return []
 
 
 @every_method
@@ -350,12 +360,13 @@ def test_values_that_a_setting_does_not_accept_are_refused_with_what_it_accepts(
 
 @every_method
 def test_it_is_written_copied_and_pickled_as_it_is(method):
-    for pruner in (make(method), changed(method)):
+    for pruner in (make(method), changed(method), *sharing(method)):
         assert eval(repr(pruner), {method.__name__: partial(make, method)}) == pruner
         assert replace(pruner) == pruner
         assert pickle.loads(pickle.dumps(pruner)) == pruner
+        assert pickle.loads(pickle.dumps(pruner)).needs == pruner.needs
     for name, _, default in declared(method):
-        assert getattr(changed(method), name) != default
+        assert name == "shares" or getattr(changed(method), name) != default
 
 
 @every_method
