@@ -14,6 +14,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"tokens", "kernels", "checks", "contract", "images"},
     {"graph", "host"},
+    {"coverage"},
     {"pruners"},
     {"families"},
     {"attach"},

@@ -149,7 +149,7 @@ def test_a_keep_of_another_type_is_a_type_error(keep):
 
 
 def test_a_percentage_given_as_a_float_is_answered_with_the_count_it_may_mean():
-    with pytest.raises(ValueError, match=r"pass keep=30$"):
+    with pytest.raises(ValueError, match=r"pass 30$"):
         kept_count(100, 30.0)
 
 

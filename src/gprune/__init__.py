@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         DivPrune,
         EvoViT,
         FastV,
+        FastVID,
         Foreground,
         GPrune,
         GraphCover,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         HiPrune,
         InsideTokens,
         L2Norm,
+        LLaVAScissor,
         Method,
         MMTok,
         NonFiniteFeatures,
@@ -55,12 +57,13 @@ if TYPE_CHECKING:
         Uniform,
         Unpruned,
         V2Drop,
+        VidCom2,
         VisionZip,
         VisPruner,
         ZeroTPrune,
         get_pruner,
     )
-    from .tokens import Keep, View, VisualTokens, kept_count
+    from .tokens import Cover, Keep, View, VisualTokens, cover, kept_count
 
 __version__ = "0.1.0"
 
@@ -81,11 +84,13 @@ __all__ = [
     "CDPruner",
     "Chain",
     "ClsAttention",
+    "Cover",
     "DecoderMerger",
     "DecoderPruner",
     "DivPrune",
     "EvoViT",
     "FastV",
+    "FastVID",
     "Foreground",
     "GPrune",
     "GpruneError",
@@ -96,6 +101,7 @@ __all__ = [
     "InsideTokens",
     "Keep",
     "L2Norm",
+    "LLaVAScissor",
     "MMTok",
     "Method",
     "NonFiniteFeatures",
@@ -115,11 +121,13 @@ __all__ = [
     "Unpruned",
     "UnsupportedModel",
     "V2Drop",
+    "VidCom2",
     "View",
     "VisPruner",
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",
+    "cover",
     "fidelity",
     "get_pruner",
     "kept_count",
@@ -132,7 +140,7 @@ _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
     "evaluate.fidelity": ("fidelity",),
     "errors": ("AmbiguousRun", "BadType", "BadValue", "GpruneError", "UnfitSettings", "UnsupportedModel"),
-    "tokens": ("Keep", "View", "VisualTokens", "kept_count"),
+    "tokens": ("Cover", "Keep", "View", "VisualTokens", "cover", "kept_count"),
 }
 
 

@@ -26,7 +26,7 @@ from .families.architectures import architecture
 from .families.table import FAMILIES, FROM_TOWER, MIDDLE
 from .families.tiling import tiling
 from .pruners import Method, Pruner, Unpruned
-from .tokens import Keep, Mask, check_keep, kept_count
+from .tokens import Cover, Keep, Mask, check_keep, kept_count
 
 COUNTABLE = [name for kind in ("whole", "any resolution") for name, row in FAMILIES.items() if row.tiling == kind]
 """Model types whose visual tokens follow from the size of an image."""
@@ -103,7 +103,7 @@ def cost(
         )
     budget = keep.keep if isinstance(keep, Method) else keep
     pruner = keep if isinstance(keep, Pruner) else None
-    check_keep(budget)
+    budget = check_keep(budget)
     net = _without_weights(model)
     vision, projector, lengths = _count_vision(net, image_sizes)
     views = [
@@ -128,7 +128,7 @@ def before_llm_alone(method: Method) -> bool:
 
 def countable(config: Any, method: Method = UNPRUNED) -> bool:
     """Whether `cost` can count for models with this config and this method; for the others there is `measure`."""
-    if not before_llm_alone(method):
+    if not before_llm_alone(method) or isinstance(method.keep, Cover):
         return False
     # A Pixtral tower's tokens are up to its processor.
     return getattr(config, "model_type", None) in COUNTABLE and config.vision_config.model_type != "pixtral"

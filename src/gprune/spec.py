@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .errors import BadValue
 from .pruners import Method, Unpruned, get_pruner
-from .tokens import Keep
+from .tokens import Keep, cover
 
 
 def parse_keep(text: str) -> Keep:
-    """A ratio with a point, `0.3`, or a number of tokens without one, `128`.
+    """A ratio with a point, `0.3`, a number of tokens without one, `128`, or `cover:0.9`, `cover:0.9:at_most=0.5`.
 
     Raises:
-        ValueError: not a number.
+        ValueError: none of these.
     """
+    if match := re.fullmatch(r"cover:([^:]+)(?::at_most=([^:]+))?", text):
+        return cover(float(match[1]), _number(match[2] or "1.0"))
+    return _number(text)
+
+
+def _number(text: str) -> float | int:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 

@@ -11,11 +11,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .checks import Accepted, check_value
+from .checks import Accepted, Between, check_value
 from .errors import BadType, BadValue
-
-Keep = float | int
-"""A ratio in (0, 1] as a float, or tokens per image as an int: `1.0` is every token, `1` is one token."""
 
 Mask = Any
 """bool [height, width] of a whole picture, in any resolution: a tensor, a numpy array, nested lists."""
@@ -139,25 +136,94 @@ class VisualTokens:
 class Budget(Accepted):
     """A ratio of the tokens or a number of them."""
 
-    def __contains__(self, keep: Keep) -> bool:
+    def __contains__(self, keep: Any) -> bool:
         return keep >= 1 if isinstance(keep, int) else 0 < keep <= 1
 
     def __str__(self) -> str:
         return "a float in (0, 1], which is a ratio, or an int >= 1, which is a number of tokens per image"
 
-    def finding(self, keep: Keep) -> str:
+    def finding(self, keep: Any) -> str:
         """A number keeps no token, a float is no ratio."""
         return "keeps no token" if isinstance(keep, int) else "is not a ratio"
 
     def remedy(self, keep: Any, default: Any) -> str:
         """A float such as 30.0 may be meant as a number."""
         meant = int in self.kinds and isinstance(keep, float) and keep > 1 and keep.is_integer()
-        return f"pass keep={int(keep)}" if meant else "pass for example keep=0.3"
+        return f"pass {int(keep)}" if meant else "pass for example 0.3"
 
 
-def check_keep(keep: Keep) -> None:
-    """Raise BadType or BadValue unless `keep` is a float in (0, 1] or an int of at least 1."""
+@dataclass(frozen=True)
+class Cover:
+    """The budget `cover(share)`: of every view as few tokens as cover this share of it.
+
+    Args:
+        share: in [0, 1], see `gprune.coverage`; of a view with tokens one is always kept.
+        at_most: the ratio or number of tokens per image that it stays within, covered or not.
+
+    Raises:
+        BadType, BadValue: an argument is not one of the values above.
+    """
+
+    share: float
+    at_most: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        check_value("share", self.share, Between(0, 1))
+        check_value("at_most", self.at_most, Budget())
+
+    def __repr__(self) -> str:
+        return f"cover({self.share}{'' if self.at_most == 1.0 else f', at_most={self.at_most}'})"
+
+    def __str__(self) -> str:
+        return f"cover:{self.share}{'' if self.at_most == 1.0 else f':at_most={self.at_most}'}"
+
+
+def cover(share: float, at_most: float | int = 1.0) -> Cover:
+    """A budget that fits the picture, `GraphCover(keep=cover(0.9))`: as few tokens as cover so much of every view.
+
+    Coverage is what `GraphCover` maximises, over its value for all tokens of a view. The method's own order of tokens
+    is followed until it is reached, so only methods that order tokens take it.
+
+    Args:
+        share: in [0, 1]; of a view with tokens one is always kept.
+        at_most: a ratio in (0, 1] or a number of tokens per image that it stays within, covered or not.
+
+    Raises:
+        BadType, BadValue: an argument is not one of the values above.
+    """
+    return Cover(share, at_most)
+
+
+Keep = float | int | Cover
+"""A ratio in (0, 1] as a float, tokens per image as an int, or as many as a picture needs: `1.0` is every token, `1` is
+one token, `cover(0.9)` as few as cover 90 %."""
+
+
+class AnyBudget(Budget):
+    """A ratio of the tokens, a number of them, or as many as a picture needs."""
+
+    kinds = (int, float, Cover)
+
+    def __contains__(self, keep: Any) -> bool:
+        return isinstance(keep, Cover) or super().__contains__(keep)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, or cover(0.9), as many as cover 90 % of a picture"
+
+
+def check_keep(keep: Keep) -> float | int:
+    """`keep` where it must be known without the picture.
+
+    Raises:
+        BadType, BadValue: it is neither a float in (0, 1] nor an int of at least 1.
+    """
+    if isinstance(keep, Cover):
+        raise BadValue(
+            f"keep={keep} depends on what the picture shows, and here the number of tokens must be known before; "
+            f"pass a ratio or a number of tokens, for example {keep.at_most if keep.at_most != 1.0 else 0.3}"
+        )
     check_value("keep", keep, Budget())
+    return keep
 
 
 @overload
@@ -183,7 +249,7 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
 
     Source: the released code of arXiv 2501.02268 takes int(keep * n) per view; the 1e-6 makes 0.7 * 10 be 7.
     """
-    check_keep(keep)
+    keep = check_keep(keep)
     if isinstance(n, int):
         return kept_count([n], keep)[0]
     if any(size < 0 for size in n):

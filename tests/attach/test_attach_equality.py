@@ -11,7 +11,8 @@ from families import BATCH, FAMILIES, IMAGE, Family, prompt_of
 from reference import encode, greedy, kept_prompts, kept_rows, text_logits
 from torch.nn.functional import cross_entropy
 
-from gprune.pruners import GPrune, L2Norm, Pruner, Uniform
+from gprune import cover
+from gprune.pruners import GPrune, GraphCover, L2Norm, Pruner, Uniform
 
 STEPS = 9  # the prefill and 8 decode steps
 LOGITS: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -49,6 +50,17 @@ def test_generation_equals_full_recompute(family: Family, attention: str) -> Non
     pictures = expected["original"][:2] - expected["contiguous"][:2]
     if family.knows_positions:
         assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
+
+
+@torch.no_grad()
+def test_a_budget_of_coverage_equals_full_recompute(family: Family) -> None:
+    model, inputs, pruner = family.model(), family.inputs(), GraphCover(keep=cover(0.7, at_most=0.8))
+    runs = [greedy(model, prompt, 3) for prompt in kept_prompts(family, model, pruner, inputs)]
+    with pruner(model) as run:
+        output = model.generate(**inputs, max_new_tokens=3, **LOGITS)
+    torch.testing.assert_close(torch.stack(output.logits, 1), torch.stack([logits for logits, _ in runs]), **close)
+    assert all(report.coverage >= 0.7 - 1e-6 or report.ratio >= 0.75 for report in run.images)
+    assert any(report.n_after < report.n_before for report in run.images)
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ import pytest
 import torch
 from decoding import PLACEHOLDERS, beam_search, cache_of, since, with_cache
 from families import FAMILIES, VIDEOS, Family, Media, is_video
+from knowing import known_tokens, told_prompts
 from reference import encode, kept_prompts, kept_rows
 
-from gprune import EVS, UnsupportedModel
+from gprune import EVS, FastVID, GraphCover, LLaVAScissor, Pruner, UnsupportedModel, VidCom2
 from gprune.errors import BadValue
+from gprune.families.table import missing
 from gprune.pruners import GPrune, Uniform
 from gprune.pruners.base import Positions, Scope
 
@@ -59,21 +61,39 @@ def test_generation_equals_the_long_way(
 CLIPS: tuple[tuple[Media, ...], ...] = (((4, (30, 18)),), (), ((4, (40, 40)), (4, (20, 40))))
 
 
-def test_frames_are_compared_with_those_before(family: Family) -> None:
-    model, inputs, pruner = family.model(), family.inputs(CLIPS), EVS(keep=0.6)
-    kept = kept_prompts(family, model, pruner, inputs, CLIPS)
+OVER_FRAMES: tuple[Pruner, ...] = (
+    EVS(0.6),
+    VidCom2(0.4),
+    FastVID(0.6, segments=2, similarity=-1, step=2),
+    LLaVAScissor(0.4),
+    GraphCover(0.4, scope="image"),
+)
+
+
+@pytest.mark.parametrize("pruner", OVER_FRAMES, ids=lambda pruner: pruner.name)
+def test_frames_are_looked_at_together(family: Family, pruner: Pruner) -> None:
+    if missing(pruner, family.name) is not None:
+        with pytest.raises(UnsupportedModel):
+            pruner.attach(family.model())
+        return
+    model, inputs = family.model(), family.inputs(CLIPS)
+    kept = told_prompts(family, model, pruner, inputs, CLIPS)
     expected = torch.cat([beam_search(model, prompt, 1, STEPS)[:1] for prompt in kept])
     with pruner(model) as run:
         output = model.generate(**inputs, **SETTINGS)
     assert torch.equal(output[:, -STEPS:], expected)
-    media = [one for prompt in CLIPS for one in prompt]
-    for features, one, report in zip(encode(model, inputs, CLIPS), media, run.videos, strict=True):
-        assert torch.equal(report.kept, kept_rows(family, pruner, features, one))
+    for tokens, report in zip(known_tokens(family, model, pruner, inputs, CLIPS), run.videos, strict=True):
+        assert torch.equal(report.kept, pruner.select(tokens).kept)
 
 
-def test_images_have_no_frames_to_compare(family: Family) -> None:
-    with EVS(0.5)(family.model()), pytest.raises(BadValue, match="EVS compares the frames of videos, and these are im"):
-        family.model()(**family.inputs())
+@pytest.mark.parametrize("pruner", OVER_FRAMES[:-1], ids=lambda pruner: pruner.name)
+def test_images_have_no_frames_to_compare(pruner: Pruner) -> None:
+    model, inputs = FAMILIES["qwen2_vl"].model(), FAMILIES["qwen2_vl"].inputs()
+    with (
+        pruner(model),
+        pytest.raises(BadValue, match=f"{type(pruner).__name__} compares the frames of videos, and these"),
+    ):
+        model(**inputs)
 
 
 def test_a_family_whose_videos_are_not_pruned() -> None:

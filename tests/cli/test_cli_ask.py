@@ -17,7 +17,10 @@ from PIL import Image
 from gprune import Auto, kept_count
 from gprune.cost import cost
 
-KEYS = ["method", "keep", "answer", "visual_tokens", "kept_tokens", "prompt_tokens", "flops", "kv_bytes", "seconds"]
+KEYS = [
+    *("method", "keep", "answer", "visual_tokens", "kept_tokens", "coverage", "prompt_tokens", "flops", "kv_bytes"),
+    "seconds",
+]
 SHORT = ("--max-new-tokens", "3")
 
 

@@ -31,6 +31,7 @@ from gprune import (
 from gprune.checks import Above, Accepted, Between, Count, OneOf
 from gprune.errors import BadType, BadValue, GpruneError
 from gprune.pruners import get_pruner
+from gprune.pruners.clip import ClipPruner
 from gprune.tokens import Budget, kept_count
 
 MASK = torch.arange(48).view(6, 8) % 5 < 2
@@ -44,6 +45,7 @@ def make(method: type[Method], *keep: Any, **values: Any) -> Any:
 SELECTING: dict[str, Callable[..., Pruner]] = {
     name: partial(make, method) for name, method in PRUNERS.items() if issubclass(method, Pruner)
 } | {"tome of tokens": partial(ToMe, where="tokens")}
+CLIPS = {name for name in SELECTING if issubclass(PRUNERS.get(name, ToMe), ClipPruner)}
 INSIDE = {name: method for name, method in PRUNERS.items() if issubclass(method, DecoderPruner)}
 
 every_method = pytest.mark.parametrize("method", PRUNERS.values(), ids=PRUNERS)
@@ -166,10 +168,10 @@ def test_views_are_pruned_apart(name):
         torch.testing.assert_close(both.features, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"tome", "evovit", "foreground", "background"}))
+@pytest.mark.parametrize("name", sorted(SELECTING.keys() - {"tome", "evovit", "foreground", "background", *CLIPS}))
 @pytest.mark.parametrize("keep", [0.3, 7, 1.0])
 def test_with_image_scope_all_views_of_an_image_are_one(name, keep):
-    """All but those for which views must lie apart: in the tower, or on the grid of the picture."""
+    """All but those for which views must lie apart: in the tower, on the grid of the picture, or as frames."""
     tokens = VisualTokens.cat([image([16, 24], seed=1), image([9, 16, 1], seed=3)])
     kept = SELECTING[name](keep, scope="image").select(tokens).kept
     assert torch.equal(kept, SELECTING[name](keep).select(tokens.per_image()).kept)
@@ -315,7 +317,7 @@ def another(accepted: Accepted) -> Any:
         case Above(bound):
             return bound + 0.5
         case Count(least):
-            return least + 7
+            return least + 8
         case OneOf(values):
             return values[1]
     return 0.7

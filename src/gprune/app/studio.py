@@ -27,7 +27,7 @@ from ..pruners import PRUNERS, GPrune, Method, Pruner, Unpruned
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..spec import parse_pruner
-from ..tokens import VisualTokens
+from ..tokens import Keep, VisualTokens
 from .panels import Patch, Sheet, sheets
 
 MAX_METHODS = 3
@@ -58,7 +58,7 @@ class Subject:
     name: str
     origin: str | None = None
     tokens: dict[tuple[Need, ...], tuple[str, VisualTokens]] = field(default_factory=dict)
-    inside: dict[tuple[str, float], ImageReport] = field(default_factory=dict)
+    inside: dict[tuple[str, Keep], ImageReport] = field(default_factory=dict)
     sheets: list[Sheet] = field(default_factory=list)
 
 
@@ -272,7 +272,7 @@ class Studio:
         note: str | None = None
         try:
             if pruner.acts == "in the LLM":
-                report = subject.inside.get((name, float(pruner.keep)))
+                report = subject.inside.get((name, pruner.keep))
                 if report is None:
                     return Panel(name, [], "drops tokens inside the LLM: ask, to see which reach its last layer")
                 note = "what reaches the last layer of the LLM"
@@ -312,7 +312,7 @@ class Studio:
                 yield answer
             made = work.result()
         if pruner.acts == "in the LLM":
-            subject.inside[method, float(pruner.keep)] = made.images[0]
+            subject.inside[method, pruner.keep] = made.images[0]
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=made.seconds)
 
     def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:

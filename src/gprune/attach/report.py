@@ -25,6 +25,7 @@ class ImageReport:
         n_before, n_after: visual tokens of the image, fixed rows included.
         edge_share: share of all pairs of tokens that are edges, over the views; None for methods without a
             graph.
+        coverage: share of the image that is covered, the least of its views; None unless `keep` is `cover(...)`.
         per_layer: visual tokens of the image in each layer of the LLM; None: `n_after` in all of them.
         pair_cost: FLOPs of attention between two tokens, over the FLOPs of one token's matrix products in a layer.
     """
@@ -35,6 +36,7 @@ class ImageReport:
     n_before: int
     n_after: int
     edge_share: float | None
+    coverage: float | None = None
     per_layer: tuple[int, ...] | None = None
     pair_cost: float = 0.0
 
@@ -99,6 +101,7 @@ def report_images(
                 n_before=size,
                 n_after=len(own),
                 edge_share=_edge_share(selection.edge_share, ranked, image),
+                coverage=_least(selection.coverage, ranked, image),
                 per_layer=None if per_layer is None else per_layer[image],
                 pair_cost=pair_cost,
             )
@@ -112,3 +115,9 @@ def _edge_share(shares: Tensor | None, ranked: Sequence[View], image: int) -> fl
     pairs = [len(view) * (len(view) - 1) if view.image == image else 0 for view in ranked]
     total = sum(pairs)
     return sum(n * share for n, share in zip(pairs, shares.tolist(), strict=True)) / total if total else 0.0
+
+
+def _least(shares: Tensor | None, ranked: Sequence[View], image: int) -> float | None:
+    if shares is None:
+        return None
+    return min((share for view, share in zip(ranked, shares.tolist(), strict=True) if view.image == image), default=1.0)

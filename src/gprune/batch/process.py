@@ -18,7 +18,7 @@ from ..models import EMBEDDED, UnusableModel, load, read_config
 from ..prompt import Chat, ask
 from ..pruners import Auto
 from ..spec import check_has_mask, parse_pruner
-from ..tokens import Keep
+from ..tokens import Cover, Keep
 from .engine import Ask
 
 
@@ -48,7 +48,8 @@ class InProcess:
     @property
     def settings(self) -> dict[str, Any]:
         """What the answers depend on, as it is kept beside them."""
-        return {"engine": "transformers", **vars(self)}
+        keep = str(self.keep) if isinstance(self.keep, Cover) else self.keep
+        return {"engine": "transformers", **vars(self), "keep": keep}
 
     def check(self) -> None:
         """Raise ValueError or TypeError for an unknown method, budget, checkpoint or family; nothing is loaded."""

@@ -76,6 +76,7 @@ def ask(
                 "answer": answer.text.strip(),
                 "visual_tokens": spent.visual_tokens,
                 "kept_tokens": spent.kept_tokens,
+                "coverage": min((each.coverage for each in answer.images if each.coverage is not None), default=None),
                 "prompt_tokens": spent.prompt_tokens,
                 "flops": spent.total,
                 "kv_bytes": spent.kv_bytes,
@@ -96,10 +97,11 @@ def ask(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    covered = "" if row["coverage"] is None else f" covers {row['coverage']:.1%}"
     return [
         row["method"],
         str(row["keep"]),
-        f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}",
+        f"{row['visual_tokens']:,} -> {row['kept_tokens']:,}{covered}",
         f"{row['prompt_tokens']:,}",
         f"{row['flops'] / 1e9:,.2f}",
         f"{row['kv_bytes'] / 2**20:,.2f} MiB",

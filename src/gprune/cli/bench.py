@@ -107,7 +107,7 @@ def bench(
         **versions(),
     }
     text = "\n".join([speed_tables(table), _notes(about, left_out)])
-    content = json.dumps({"about": about, "left_out": left_out, "rows": table}, indent=1) + "\n"
+    content = json.dumps({"about": about, "left_out": left_out, "rows": table}, indent=1, default=str) + "\n"
     for file, each in zip(files, (content, text), strict=False):
         file.write_text(each)
     if as_json:

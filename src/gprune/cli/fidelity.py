@@ -109,7 +109,7 @@ def fidelity(
     text = f"{measured.markdown()}\n{advice}\n"
     if output is not None:
         (output / "table.md").write_text(text)
-        (output / "rows.json").write_text(json.dumps(measured.rows, indent=1) + "\n")
+        (output / "rows.json").write_text(json.dumps(measured.rows, indent=1, default=str) + "\n")
     if as_json:
         print_json(measured.rows)
         print(advice, file=sys.stderr)

@@ -34,7 +34,13 @@ Methods = Annotated[
         "A mask is a picture, black outside: `foreground:mask=mask.png`."
     ),
 ]
-Keeps = Annotated[str, typer.Option(help="Comma-separated: 0.3 is a ratio, 100 a number of tokens per image.")]
+Keeps = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: 0.3 is a ratio, 100 a number of tokens per image, cover:0.9 as few as cover 90 % of a "
+        "picture, cover:0.9:at_most=0.5 but no more than half."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a list of flat rows on standard output, and nothing else.")]
 
 
@@ -136,8 +142,8 @@ def possible(model: Any, runs: list[tuple[str, Method]]) -> tuple[list[tuple[str
 
 
 def print_json(rows: list[dict[str, Any]]) -> None:
-    """Rows, alone on standard output."""
-    print(json.dumps(rows, indent=2))
+    """Rows, alone on standard output; a budget that is no number as it is written."""
+    print(json.dumps(rows, indent=2, default=str))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:

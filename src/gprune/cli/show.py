@@ -77,4 +77,5 @@ def _row(name: str, pruner: Method, report: ImageReport) -> dict[str, Any]:
         "visual_tokens": report.n_before,
         "kept_tokens": report.n_after,
         "edge_share": report.edge_share,
+        "coverage": report.coverage,
     }

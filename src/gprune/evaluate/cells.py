@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pruners import Unpruned
-from ..tokens import Keep
+from ..tokens import Cover, Keep
 
 BASELINE = Unpruned.name
 """The method of a cell that measures the unpruned model; its keep is 1.0."""
@@ -27,7 +27,7 @@ class Key:
         model: hub id, folder, or "embedded".
         task: the task's name in lmms-eval, or "scenes".
         method: as on the command line, with settings: "gprune:init=ones"; "none" is the unpruned model.
-        keep: ratio (float) or tokens per image (int); 1.0 for "none".
+        keep: ratio (float), tokens per image (int), or `cover(...)`; 1.0 for "none".
         seed: of a method that draws at random.
         limit: so many first documents; None is all of them.
     """
@@ -116,7 +116,9 @@ def read_cell(path: Path) -> Cell:
         values = json.loads(path.read_text())
         if set(values) != {each.name for each in fields(Cell)}:
             raise ValueError(f"its entries are {', '.join(values)}")
-        return Cell(**{**values, "key": Key(**values["key"])})
+        keep = values["key"]["keep"]
+        key = {**values["key"], "keep": Cover(**keep) if isinstance(keep, dict) else keep}
+        return Cell(**{**values, "key": Key(**key)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no measured cell ({error}); delete it, and the run measures it anew") from error
 

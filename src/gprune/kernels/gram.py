@@ -37,6 +37,10 @@ class Gram:
         vectors: floating [..., N, d]: one set of vectors, or several of equal size that are not multiplied across.
         kernel: what is read in place of the products: an elementwise function of them.
         max_memory: bytes of what is kept, counted as 8 for a pair; None is `budget`.
+
+    Attributes:
+        count: N.
+        device: of the vectors.
     """
 
     def __init__(
@@ -45,12 +49,13 @@ class Gram:
         kernel: Callable[[Tensor], Tensor] = lambda products: products,
         max_memory: int | None = None,
     ) -> None:
-        *sets, self._count, _ = vectors.shape
+        *sets, self.count, _ = vectors.shape
+        self.device = vectors.device
         self._sets = math.prod(sets)
-        self._first = (torch.arange(self._sets, device=vectors.device) * self._count).view(*sets, 1)
+        self._first = (torch.arange(self._sets, device=vectors.device) * self.count).view(*sets, 1)
         self._vectors, self._kernel = vectors, kernel
         room = budget(vectors.device) if max_memory is None else max_memory
-        self._kept = kernel(gram(vectors)) if 8 * self._sets * self._count**2 <= room else None
+        self._kept = kernel(gram(vectors)) if 8 * self._sets * self.count**2 <= room else None
 
     def map_(self, function: Callable[[Tensor], Tensor]) -> None:
         """From here on what is read is a function of what was: elementwise, or of floating [..., m, N] by columns."""
@@ -69,8 +74,8 @@ class Gram:
     def parts(self, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows, at most `PAIRS` pairs at a time: their index, int64 [m], and `rows` of it; of all rows if None."""
         if index is None:
-            index = torch.arange(self._count, device=self._vectors.device)
-        at_once = max(1, PAIRS // max(1, self._sets * self._count))
+            index = torch.arange(self.count, device=self._vectors.device)
+        at_once = max(1, PAIRS // max(1, self._sets * self.count))
         for part in index.split(at_once) if len(index) > at_once else (index,):
             yield part, self.rows(part)
 

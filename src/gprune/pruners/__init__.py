@@ -16,11 +16,13 @@ from .divprune import DivPrune
 from .evovit import EvoViT
 from .evs import EVS
 from .fastv import FastV
+from .fastvid import FastVID
 from .gprune import GPrune
 from .graphcover import GraphCover
 from .graphvote import GraphVote
 from .hiprune import HiPrune
 from .l2norm import L2Norm
+from .llavascissor import LLaVAScissor
 from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
@@ -33,6 +35,7 @@ from .sparsevlm import SparseVLM
 from .tome import ToMe
 from .uniform import Uniform
 from .v2drop import V2Drop
+from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vtw import VTW
@@ -64,6 +67,9 @@ PRUNERS: dict[str, type[Method]] = {
         CDPruner,
         MMTok,
         EVS,
+        VidCom2,
+        FastVID,
+        LLaVAScissor,
         ToMe,
         EvoViT,
         FastV,
@@ -107,6 +113,7 @@ __all__ = [
     "DivPrune",
     "EvoViT",
     "FastV",
+    "FastVID",
     "Foreground",
     "GPrune",
     "GraphCover",
@@ -114,6 +121,7 @@ __all__ = [
     "HiPrune",
     "InsideTokens",
     "L2Norm",
+    "LLaVAScissor",
     "MMTok",
     "Method",
     "NonFiniteFeatures",
@@ -130,6 +138,7 @@ __all__ = [
     "Uniform",
     "Unpruned",
     "V2Drop",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
     "ZeroTPrune",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..tokens import View, VisualTokens
+from ..tokens import Cover, View, VisualTokens
 from .base import SetPruner
 from .graphcover import GraphCover
 from .graphvote import GraphVote
@@ -24,8 +25,11 @@ class Auto(SetPruner):
     votes give large regions theirs. With few, there is not a token for every region, and it matters more that none is
     far from one that is kept. The passage lies at a sixth of a view's tokens, between the 20 % at which the two answer
     alike on validation pictures of the embedded benchmark and the 15 % from which `GraphCover` is ahead
-    (docs/methods.md). On each side of it a larger ratio keeps all that a smaller one does.
+    (docs/methods.md). On each side of it a larger ratio keeps all that a smaller one does. With `cover(...)` it is
+    `GraphCover`.
     """
+
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """What the method for this share chooses: k rows of `view`, int64 [k]."""
@@ -40,4 +44,5 @@ class Auto(SetPruner):
         return self._method(count, kept).selection_flops(count, kept, width, key_width)
 
     def _method(self, count: int, kept: int) -> SetPruner:
-        return GraphVote() if kept >= FEW * count else GraphCover()
+        covers = isinstance(self.keep, Cover) or kept < FEW * count
+        return GraphCover() if covers else GraphVote()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..checks import OneOf, check_settings, setting
+from ..coverage import shortest_cover
 from ..errors import BadValue, NonFiniteFeatures
 from ..kernels.ragged import top_per_view
-from ..tokens import Budget, Keep, View, VisualTokens, kept_count
+from ..tokens import AnyBudget, Cover, Keep, View, VisualTokens, kept_count
 
 if TYPE_CHECKING:
     from ..attach import Run
@@ -39,6 +40,9 @@ class Selection:
         isolated_share: float32 [n_views], share of the tokens of a view whose only edge is their own.
         features: floating [K, d], what the LLM gets at the place of each kept token where others were merged into
             it; None: the tokens as they are.
+        order: int64 [k], the kept rows of one view after the other, each in the order in which they were chosen; None
+            for methods that score tokens, or choose all at once.
+        coverage: float32 [n_views], the share of each view that is covered; None unless `keep` is `cover(...)`.
     """
 
     kept: Tensor
@@ -46,6 +50,8 @@ class Selection:
     edge_share: Tensor | None = None
     isolated_share: Tensor | None = None
     features: Tensor | None = None
+    order: Tensor | None = None
+    coverage: Tensor | None = None
 
 
 Acts = Literal["nowhere", "before the LLM", "in the tower", "in the LLM"]
@@ -56,7 +62,8 @@ class Method(ABC):
     """A method with its settings; called on a model it attaches: `with GPrune(keep=0.3)(model) as run: ...`."""
 
     keep: Keep
-    """The budget: a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image."""
+    """The budget: a float in (0, 1] is a ratio, an int >= 1 is a number of tokens per image, `cover(0.9)` as many as
+    cover 90 % of a picture."""
 
     name: ClassVar[str]
     """Name on the command line and in tables: the class's own in lower case."""
@@ -127,7 +134,8 @@ class Pruner(Method):
     """A method that chooses the visual tokens that reach the LLM.
 
     Args:
-        keep: float in (0, 1], the ratio of tokens kept in every view, or int >= 1, the tokens kept per image.
+        keep: float in (0, 1], the ratio of tokens kept in every view; int >= 1, the tokens kept per image; or
+            `cover(0.9)`, as few of the method's order as cover 90 % of every view, where it is `ordered`.
         scope: "view" ranks the views of an image apart, as the paper does; "image" ranks all its tokens
             together.
         positions: "original" leaves gaps in the position ids where tokens were dropped, as the paper does;
@@ -137,10 +145,22 @@ class Pruner(Method):
         BadType, BadValue: an argument is not one of the values above.
     """
 
-    keep: Keep = setting(0.3, Budget())
+    keep: Keep = setting(0.3, AnyBudget())
     _: KW_ONLY
     scope: Scope = setting("view", OneOf(get_args(Scope)))
     positions: Positions = setting("original", OneOf(get_args(Positions)))
+
+    ordered: ClassVar[bool] = False
+    """Whether it puts tokens in an order, of which a budget is the beginning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.keep, Cover) and not self.ordered:
+            raise BadValue(
+                f"keep={self.keep!r} goes down a method's order of tokens until they cover enough, and "
+                f"{type(self).__name__} has none: it chooses anew for every number of tokens; pass a ratio or a "
+                f"number of tokens, or take GraphCover"
+            )
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens | Tensor) -> Selection:
@@ -150,7 +170,7 @@ class Pruner(Method):
             tokens: the visual tokens of one image or a batch, or floating [N, d]: one image, one view.
 
         Returns:
-            Exactly `kept_count` rows of every view, and all fixed rows.
+            Exactly `kept_count` rows of every view, or those that cover enough of it, and all fixed rows.
 
         Raises:
             NonFiniteFeatures: some features are NaN or Inf; names the image.
@@ -163,7 +183,9 @@ class Pruner(Method):
         self._check_needs(tokens)
         if self.scope == "image":
             tokens = tokens.per_image()
-        return self._select(tokens, self._budget(tokens))
+        counts = self._budget(tokens)
+        selection = self._select(tokens, counts)
+        return _cut_short(selection, tokens, counts, self.keep.share) if isinstance(self.keep, Cover) else selection
 
     @property
     def acts(self) -> Acts:
@@ -211,10 +233,12 @@ class Pruner(Method):
                 )
 
     def _budget(self, tokens: VisualTokens) -> list[int]:
+        """How many tokens of each view are kept at most."""
+        most = self.keep.at_most if isinstance(self.keep, Cover) else self.keep
         counts = [0] * len(tokens.views)
         for image in range(len(tokens.sizes)):
             indices = [i for i, view in enumerate(tokens.views) if view.image == image]
-            for i, k in zip(indices, kept_count([len(tokens.views[i]) for i in indices], self.keep), strict=True):
+            for i, k in zip(indices, kept_count([len(tokens.views[i]) for i in indices], most), strict=True):
                 counts[i] = k
         return counts
 
@@ -222,6 +246,8 @@ class Pruner(Method):
 @dataclass
 class ScorePruner(Pruner):
     """A method that scores every token and keeps the highest of each view; ties go to the lower index."""
+
+    ordered: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -233,11 +259,14 @@ class ScorePruner(Pruner):
 
 @dataclass
 class SetPruner(Pruner):
-    """A method that chooses a set of tokens without scoring each."""
+    """A method that chooses a set of tokens without scoring each.
+
+    One that is `ordered` chooses the same first rows for every k.
+    """
 
     @abstractmethod
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Choose k >= 1 distinct rows of `view`: int64 [k], indices into `tokens.features`, in any order."""
+        """Choose k >= 1 distinct rows of `view`: int64 [k], indices into `tokens.features`."""
 
     def choose_together(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Sequence[Tensor]:
         """`choose` for each of some views of equal size; a method that has a faster way says so here."""
@@ -245,20 +274,23 @@ class SetPruner(Pruner):
 
     def _select(self, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
         mask = tokens.fixed
-        alike: dict[tuple[int, int], list[View]] = defaultdict(list)
-        for view, k in zip(tokens.views, counts, strict=True):
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (view, k) in enumerate(zip(tokens.views, counts, strict=True)):
             if k:
-                alike[len(view), k].append(view)
-        for (size, k), views in alike.items():
-            for view, rows in zip(views, self.choose_together(tokens, views, k), strict=True):
-                if len(rows.unique()) != k or len(rows) != k or not torch.isin(rows, view.rows).all():
+                alike[len(view), k].append(i)
+        chosen = [tokens.rows[:0]] * len(tokens.views)
+        for (size, k), indices in alike.items():
+            views = [tokens.views[i] for i in indices]
+            for i, rows in zip(indices, self.choose_together(tokens, views, k), strict=True):
+                if len(rows.unique()) != k or len(rows) != k or not torch.isin(rows, tokens.views[i].rows).all():
                     raise BadValue(
                         f"{type(self).__name__}.choose returned rows {rows.tolist()} for a view of "
                         f"{size} tokens; accepted are exactly k={k} distinct entries of view.rows; "
                         f"index view.rows to get them"
                     )
                 mask[rows] = True
-        return Selection(mask.nonzero().squeeze(1))
+                chosen[i] = rows
+        return Selection(mask.nonzero().squeeze(1), order=torch.cat(chosen) if self.ordered and chosen else None)
 
 
 def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Selection:
@@ -284,6 +316,23 @@ def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Sel
     # The number is known, so that the device need not be asked for it.
     number = len(mask) - len(rows) + sum(counts)
     return Selection(mask.int().argsort(descending=True, stable=True)[:number], scores)
+
+
+def _cut_short(selection: Selection, tokens: VisualTokens, counts: Sequence[int], share: float) -> Selection:
+    """Of what was kept, counts[i] tokens of tokens.views[i], as much of the order as covers a share of each view."""
+    mask, shares, start = tokens.fixed, [], 0
+    for view, k in zip(tokens.views, counts, strict=True):
+        features = tokens.features[view.rows]
+        if selection.order is not None:
+            order = torch.searchsorted(view.rows, selection.order[start : start + k])
+        else:
+            assert selection.scores is not None
+            order = selection.scores[view.rows].sort(descending=True, stable=True).indices[:k]
+        number, covered = shortest_cover(features, order, share) if k else (0, 1.0)
+        mask[view.rows[order[:number]]] = True
+        shares.append(covered)
+        start += k
+    return replace(selection, kept=mask.nonzero().squeeze(1), order=None, coverage=torch.tensor(shares))
 
 
 def _check_finite(tokens: VisualTokens) -> None:

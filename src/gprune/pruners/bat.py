@@ -93,7 +93,7 @@ def cosine_distance(features: Tensor) -> Tensor:
     return (1 - gram(directions)).clamp_(min=0)
 
 
-def density_peaks(distance: Tensor, count: int) -> Tensor:
+def density_peaks(distance: Tensor, count: int, neighbours: int = DENSITY_NEIGHBOURS) -> Tensor:
     """The tokens that are dense and far from any denser: int64 [count], ascending; ties go to the lower index.
 
     Du et al., "Study on density peaks clustering based on k-nearest neighbors and principal component analysis",
@@ -102,8 +102,10 @@ def density_peaks(distance: Tensor, count: int) -> Tensor:
 
     Args:
         distance: float64 [n, n], n >= count.
+        count: how many.
+        neighbours: of each, itself not counted.
     """
-    near = distance.topk(min(DENSITY_NEIGHBOURS + 1, len(distance)), largest=False).values[:, 1:]
+    near = distance.topk(min(neighbours + 1, len(distance)), largest=False).values[:, 1:]
     thin = near.square().sum(-1) / max(near.shape[1], 1)
     index = torch.arange(len(distance), device=distance.device)
     denser = (thin < thin[:, None]) | ((thin == thin[:, None]) & (index < index[:, None]))

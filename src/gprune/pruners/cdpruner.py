@@ -35,6 +35,7 @@ class CDPruner(SetPruner):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("question",)
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token that raises the determinant most; ties go to the lower index.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import BadType
-from ..tokens import Keep
+from ..tokens import Keep, check_keep
 from .base import Acts, Method, Pruner
 from .decoder import DecoderPruner
 
@@ -23,6 +23,7 @@ class Chain(Method):
 
     Raises:
         BadType: a method acts elsewhere.
+        BadValue: the budget of the first is `cover(...)`, of which a share is no budget.
     """
 
     first: Pruner
@@ -36,11 +37,13 @@ class Chain(Method):
                     f"one that acts inside it; pass for example Chain(GPrune(keep=0.5), FastV(keep=0.4))"
                 )
 
+        check_keep(self.first.keep)
+
     @property
     def keep(self) -> Keep:  # type: ignore[override]
         """What is left of an image: the product of both budgets."""
-        product = self.first.keep * self.second.keep
-        return product if isinstance(self.first.keep, float) else max(1, int(product))
+        first, second = check_keep(self.first.keep), check_keep(self.second.keep)
+        return first * second if isinstance(first, float) else max(1, int(first * second))
 
     @property
     def acts(self) -> Acts:

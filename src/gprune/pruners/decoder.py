@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import OneOf, setting
 from ..errors import UnfitSettings
-from ..tokens import Budget, Keep, kept_count
+from ..tokens import Budget, kept_count
 from .base import Acts, Method
 from .bat import weighted_means
 
@@ -94,7 +94,7 @@ class DecoderPruner(Method):
         BadType, BadValue: an argument is not one of the values above.
     """
 
-    keep: Keep = setting(0.3, Share())
+    keep: float = setting(0.3, Share())
     _: KW_ONLY
     match: Match = setting("tokens", OneOf(get_args(Match)))
 

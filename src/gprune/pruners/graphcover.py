@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..checks import Above, setting
+from ..coverage import TEMPERATURE, similarities
 from ..graph import initial_scores
-from ..kernels.blocks import directions
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import SetPruner
@@ -37,7 +38,9 @@ class GraphCover(SetPruner):
         BadType, BadValue: an argument is not one of the values above.
     """
 
-    temperature: float = setting(0.1, Above(0))
+    temperature: float = setting(TEMPERATURE, Above(0))
+
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token that raises f most; ties go to the lower index.
@@ -47,16 +50,12 @@ class GraphCover(SetPruner):
         """
         features = tokens.features[view.rows]
         with torch.autocast(features.device.type, enabled=False):
-            similarity = Gram(directions(features), self._weight)
+            similarity = similarities(features, self.temperature)
             return view.rows[greedy_cover(similarity, initial_scores(features), k)]
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs, and the first gains; how many rows the steps read depends on the picture."""
         return gram_flops(count, width) + 2 * count**2 if kept else 0
-
-    def _weight(self, cosine: Tensor) -> Tensor:
-        """s, float64, of cosines, which are NaN where a token of norm 0 points nowhere."""
-        return cosine.clamp_(max=1).sub_(1).div_(self.temperature).exp_().nan_to_num_(0).double()
 
 
 def greedy_cover(similarity: Gram, weights: Tensor, k: int, favour: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class GraphVote(SetPruner):
 
     circle: float = setting(4.0, Above(1))
     discount: float = setting(1000.0, Above(0))
+
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token with the largest gain; ties go to the lower index.

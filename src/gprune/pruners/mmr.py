@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class MMR(SetPruner):
     """
 
     importance: float = setting(0.5, Between(0, 1))
+
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token with the largest marginal relevance; ties go to the lower index.

@@ -45,6 +45,7 @@ class MMTok(SetPruner):
     text_temperature: float = setting(0.02, Above(0))
 
     needs: ClassVar[tuple[Need, ...]] = ("question",)
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token that raises the sum most; ties go to the lower index.

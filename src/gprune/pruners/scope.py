@@ -40,6 +40,7 @@ class SCOPE(SetPruner):
     alpha: float = setting(0.5, Between(0, 10))
 
     needs: ClassVar[tuple[Need, ...]] = ("attention",)
+    ordered: ClassVar[bool] = True
 
     def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
         """Again and again the token with the largest product; ties go to the lower index.

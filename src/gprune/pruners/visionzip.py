@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..kernels.blocks import TILE_PAIRS
 from ..tokens import VisualTokens
 from .base import Need, Pruner, Selection
 from .uniform import spread
@@ -59,11 +60,17 @@ class VisionZip(Pruner):
 
 def nearest(keys: Tensor, targets: Tensor) -> Tensor:
     """Which of the targets, int64 [m], has the nearest of the keys [n, dk] to each: int64 [n]; a target has itself."""
-    with torch.autocast(keys.device.type, enabled=False):
-        directions = normalize(keys.float(), dim=-1)
-        groups = (directions @ directions[targets].T).argmax(-1)
+    groups = most_alike(keys, keys[targets])
     groups[targets] = torch.arange(len(targets), device=targets.device)
     return groups
+
+
+def most_alike(tokens: Tensor, others: Tensor) -> Tensor:
+    """Which of the others [m, d] has the largest cosine with each of the tokens [n, d]: int64 [n]."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        directions, aims = (normalize(values.float(), dim=-1) for values in (tokens, others))
+        parts = directions.split(max(1, TILE_PAIRS // max(1, len(others))))
+        return torch.cat([(part @ aims.T).argmax(-1) for part in parts])
 
 
 def means(features: Tensor, groups: Tensor, count: int) -> Tensor:

@@ -30,7 +30,7 @@ class VTW(DecoderPruner):
     def schedule(self, layers: int, pair_cost: float = 0.0) -> list[float]:
         """The first K layers see all tokens, those after them none."""
         pair_cost = pair_cost if self.match == "flops" else 0.0
-        profile = self.profile(layers, layer_cost(float(self.keep), pair_cost) / layer_cost(1, pair_cost))
+        profile = self.profile(layers, layer_cost(self.keep, pair_cost) / layer_cost(1, pair_cost))
         if not any(profile):
             least = share_at_cost(0.5 / layers * layer_cost(1, pair_cost), pair_cost)
             raise UnfitSettings(

@@ -76,6 +76,7 @@ def keep_of(config: Any, request: Mapping[str, object]) -> Keep:
 
 def keep_tensor(keep: Keep) -> Tensor:
     """A budget on its way to the model: float64 [2], a ratio or a number of tokens, 0 the one that it is not."""
+    keep = check_keep(keep)
     ratio, count = (keep, 0.0) if isinstance(keep, float) else (0.0, min(keep, _MOST))
     return torch.tensor([ratio, count], dtype=torch.float64)
 
