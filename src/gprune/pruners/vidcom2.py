@@ -19,7 +19,7 @@ CHANNELS = 0.5
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 """The widths a of the Gaussians exp(-|x - c|^2 / 2a)."""
 
-TEMPERATURE = 0.01
+_TEMPERATURE = 0.01
 """Of the softmax by which frames share the budget."""
 
 
@@ -71,7 +71,7 @@ def precedence(features: Tensor, frames: Sequence[Tensor], k: int) -> Tensor:
     for frame in frames:
         to_frame[frame] = gaussians(x[frame])
     distinct = -torch.stack([to_video[frame].mean() for frame in frames])
-    extra = (distinct / TEMPERATURE).softmax(0)
+    extra = (distinct / _TEMPERATURE).softmax(0)
     sizes = torch.tensor([len(frame) for frame in frames], dtype=torch.float64, device=x.device)
     shares = k / len(x) * sizes * (1 + extra - extra.mean())
     scores, firsts = torch.empty_like(to_video), []
