@@ -63,7 +63,7 @@ class Learned(ScorePruner):
         super().__post_init__()
         self._scorer = None if self.weights is None else Scorer.load(Path(self.weights))
         if self._scorer is not None and self._scorer.facts.question:
-            self.needs = ("scorer", "question")  # type: ignore[misc]
+            self.needs = (*self.needs, "question")  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, weights: str | Path, keep: Keep = 0.3, **settings: Any) -> Self:
