@@ -91,7 +91,7 @@ def test_loss_and_gradient_with_right_padding(family: Family, positions: str) ->
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
     names = ("projector", "aligner", "merger", "connector", "embed_vision", "vision_projection")
     names = (*names, "embeddings_table", "resampler")
-    outside = ((name, weight) for name, weight in model.named_parameters() if "vision_tower" not in name)
+    outside = ((name, weight) for name, weight in model.named_parameters() if "vit_merger" not in name)
     weight = next(weight for name, weight in outside if any(part in name for part in names) and weight.ndim > 1)
 
     predicted, wanted = [], []
