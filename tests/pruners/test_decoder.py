@@ -183,7 +183,7 @@ def test_chain_multiplies_budgets() -> None:
 
 
 def test_a_number_of_tokens_is_no_share_of_the_layers() -> None:
-    with pytest.raises(TypeError, match=r"keep=128 is an int; accepted is a float .*average over the layers.*for example 0.3"):
+    with pytest.raises(TypeError, match=r"keep=128 is an int; accepted is a float .*over the layers.*for example 0.3"):
         FastV(128)
 
 
