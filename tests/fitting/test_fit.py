@@ -78,21 +78,26 @@ def test_the_loss_is_that_of_the_attached_method(loaded: tuple[Any, Any], items:
     assert float(strayed) == pytest.approx(expected, rel=1e-3, abs=1e-4) and agreed == same
 
 
-@pytest.mark.parametrize("question", [False, True])
-def test_a_few_steps_lower_the_loss(question: bool, loaded: tuple[Any, Any], items: list[Query]) -> None:
+def test_a_few_steps_lower_the_loss(loaded: tuple[Any, Any], items: list[Query]) -> None:
+    """Of two items, on average over draws of the noise that no step has seen."""
     model, processor = loaded
-    scorer, classroom = scorer_of(model, question), Classroom(model, processor, question, 6)
+    scorer, classroom = scorer_of(model, question=True), Classroom(model, processor, True, 6)
     batch = taught(classroom, items[:2])
     optimizer = torch.optim.Adam(list(scorer.weights.values()), lr=0.003)
-    losses = []
-    for _ in range(8):
+
+    def loss(seed: int) -> torch.Tensor:
+        return classroom.pupil(scorer, batch, [0.2, 0.2], torch.Generator().manual_seed(seed))[0]
+
+    with torch.no_grad():
+        before = sum(float(loss(100 + seed)) for seed in range(5)) / 5
+    for step in range(10):
         optimizer.zero_grad()
-        loss, _ = classroom.pupil(scorer, batch, [0.2, 0.2])
-        losses.append(loss.item())
-        loss.backward()
+        loss(step).backward()
         assert all(weight.grad is not None and weight.grad.any() for weight in scorer.weights.values())
         optimizer.step()
-    assert min(losses[4:]) < 0.8 * losses[0], losses
+    with torch.no_grad():
+        after = sum(float(loss(100 + seed)) for seed in range(5)) / 5
+    assert after < 0.7 * before
 
 
 def fitted(loaded: tuple[Any, Any], items: Sequence[Query], folder: Path, **given: Any) -> Fitted:

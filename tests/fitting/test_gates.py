@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from gprune import Random, Uniform, UnsupportedModel, View, VisualTokens, host
 from gprune.attach import encoded
 from gprune.evaluate.forcing import answer_logits, trained_logits
-from gprune.fitting.gates import check_gates, gated, standardised, straight_through
+from gprune.fitting.gates import bounded, check_gates, gated, standardised, straight_through
 
 
 def trainable(family: Family) -> bool:
@@ -135,6 +135,7 @@ def test_gates_are_open_for_the_highest_noisy_scores_and_learn_by_a_sigmoid(firs
     gates = straight_through(scores, tokens, [first, second], noise)
     noisy = (scores + noise).detach()
     weights = torch.randn(41, generator=generator)
+    told = bounded(weights)
     (gates * weights).sum().backward()
     assert gates[16] == 1 and scores.grad is not None and scores.grad[16] == 0
     for view, k in zip(tokens.views, (first, second), strict=True):
@@ -145,4 +146,13 @@ def test_gates_are_open_for_the_highest_noisy_scores_and_learn_by_a_sigmoid(firs
         threshold = (own[k - 1] + own[k]) / 2
         torch.testing.assert_close(gates.detach()[view.rows], (noisy[view.rows] > threshold).float())
         soft = (noisy[view.rows] - threshold).sigmoid()
-        torch.testing.assert_close(scores.grad[view.rows], (weights[view.rows] * soft * (1 - soft)).float())
+        torch.testing.assert_close(scores.grad[view.rows], (told[view.rows] * soft * (1 - soft)).float())
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=9))
+def test_no_gradient_counts_more_than_twice_the_mean(values: list[float]) -> None:
+    gradient = torch.tensor(values)
+    found, mean = bounded(gradient), gradient.abs().mean()
+    assert (found.abs() <= 2 * mean * (1 + 1e-5)).all() and (found.sign() * gradient.sign() >= 0).all()
+    order = gradient.argsort()
+    assert (found[order].diff() >= -1e-6 * mean).all()

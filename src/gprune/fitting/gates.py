@@ -68,7 +68,7 @@ def straight_through(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]
 
     Backward, a gate is the sigmoid of its score over the threshold, halfway between the last score that is kept and the
     first that is not (straight-through estimator). Noise of the Gumbel distribution draws the tokens without
-    replacement in proportion to exp(score).
+    replacement in proportion to exp(score). Gradients of gates are bounded, see `bounded`.
 
     Args:
         scores: float32 [N].
@@ -89,7 +89,20 @@ def straight_through(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]
         hard = torch.zeros_like(own).index_fill(0, order.indices[:k], 1.0)
         soft = (own - order.values[k - 1 : k + 1].mean()).sigmoid()
         gates = gates.index_put((view.rows,), hard + soft - soft.detach())
+    if gates.requires_grad:
+        gates.register_hook(bounded)
     return gates
+
+
+def bounded(gradient: Tensor) -> Tensor:
+    """Gradients of gates, g, as g / (1 + |g| / 2 m), m the mean of |g|: none counts more than twice the mean.
+
+    What letting a token in would change is told at a gate of 0, where a token that would draw much attention seems to
+    change many times what it would: its share is e / Z there, and e / (Z + e) when it is in. A few such tokens would
+    else outweigh all others.
+    """
+    size = gradient.abs()
+    return gradient / (1 + size / (2 * size.mean().clamp(min=1e-20)))
 
 
 @contextmanager
