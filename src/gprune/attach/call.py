@@ -15,8 +15,9 @@ from .call_checks import NO_IDS, check_mask, check_padding, check_step_lengths, 
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
-from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows
+from .encoding import EncoderOutputs, encode_call, encoding_of, is_cut, keep_rows
 from .positions import next_position, renumber
+from .tower_narrowing import check_narrowed
 from .verification import verify_untested
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     prompt = Prompt.of(model, call["input_ids"], columns.new, call.get("inputs_embeds"))
     chosen: dict[Modality, BatchSelection] = {}
     for modality in carried:
+        check_narrowed(run.method, modality, encoding_of(outputs[modality]).signals)
         masks = run.masks if modality == "image" else ()
         gathered = gather(run.selector, run.family, model, modality, outputs[modality], prompt, masks)
         chosen[modality] = choose(run.selector, gathered)

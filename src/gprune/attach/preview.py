@@ -42,7 +42,7 @@ def visual_tokens(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> V
         ids = inputs["input_ids"]
         valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         prompt = Prompt.of(run.model, ids, valid)
-        return gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).tokens
+        return gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).given
 
 
 def reports_of(pruner: Pruner, tokens: VisualTokens, selection: Selection) -> list[ImageReport]:

@@ -63,13 +63,14 @@ def check_tower(method: Method, model: PreTrainedModel) -> None:
 @contextmanager
 def merging_tower(model: PreTrainedModel, method: Method) -> Iterator[bool]:
     """While it lasts, this thread's images are merged in the tower, if the method does that; yields whether it does."""
-    if method.acts != "in the tower":
+    part = next((part for part in method.parts if part.acts == "in the tower"), None)
+    if part is None:
         yield False
         return
     config: Any = model.config
     tower, _ = _parts(model)
     heads = config.vision_config.num_attention_heads
-    token = _MERGING.set(TowerMerging(partial(_plan, model, method.keep), host.has_class_token(tower), heads))
+    token = _MERGING.set(TowerMerging(partial(_plan, model, part.keep), host.has_class_token(tower), heads))
     try:
         yield True
     finally:

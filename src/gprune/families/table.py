@@ -38,6 +38,7 @@ NO_VIDEO = "its videos cannot be pruned by gprune"
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
+_NOT_PACKED = "its vision tower works out by itself where patches lie, so that gprune can leave none out before it"
 _CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
 _QUERIES = "its Q-Former already condenses every image to a few query tokens"
 _RESAMPLER = "its resampler already condenses every image to a few query tokens"
@@ -85,6 +86,8 @@ class Family:
         projector: of the base model, the part that makes one visual token of one patch, so that tokens can be merged
             in the tower before it; empty: they cannot be.
         unmergeable: why not.
+        packed: whether the vision tower is given the patches of all pictures in one row, those of a visual token after
+            one another, and takes ready-made where each lies, so that some can be left out before it.
         llm: whether the LLM is a stack of layers with full attention, between which tokens can be dropped.
         tiling: how many visual tokens an image has: as many as any other, or as `tiling` works out of its size;
             None: that does not follow from its size alone.
@@ -105,6 +108,7 @@ class Family:
     tower: Tower | None = None
     projector: str = ""
     unmergeable: str = _NEIGHBOURS
+    packed: bool = False
     llm: bool = False
     tiling: Literal["whole", "any resolution"] | None = None
     tile: Callable[[PreTrainedModel], int] | None = None
@@ -148,7 +152,7 @@ _LLAVA_NEXT = Family(
 )
 _TILES = Family(joins=adjacent, llm=True)
 _TILES_PER_PROMPT = Family(joins=overview_last, tile=_shuffled_tile, tower=Tower("vision_model", pooled), llm=True)
-_GLM = Family(tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
+_GLM = Family(tower=Tower("visual", merged, merged), packed=True, llm=True, rope_3d=True)
 _QWEN = replace(_GLM, video=frames)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
@@ -163,7 +167,7 @@ FAMILIES: dict[str, Family] = {
     "chameleon": Family(refused=_CODEBOOK),
     "cohere2_vision": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled)),
     "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
-    "cosmos3_edge": replace(_QWEN, since="5.23"),
+    "cosmos3_edge": replace(_QWEN, packed=False, since="5.23"),
     "cosmos3_omni": _DEEPSTACK,
     "deepseek_ocr2": Family(refused=_VIEWS_IN_ONE_ITEM),
     "deepseek_vl": Family(tower=Tower("vision_model", patches), projector="aligner", llm=True),
@@ -242,7 +246,7 @@ FAMILIES: dict[str, Family] = {
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
     "ovis2": Family(refused="its encoder fills in tokens that say how tiles lie too, which gprune does not read"),
-    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), since="5.23"),
+    "paddleocr_vl": replace(_GLM, tower=Tower("visual", pooled_by_size), packed=False, since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
@@ -313,6 +317,8 @@ def _missing(method: Method, row: Family) -> str | None:
         return NO_VIDEO
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
         return "its vision tower cannot be read by gprune"
+    if method.acts == "before the tower" and not row.packed:
+        return _NOT_PACKED
     if method.acts == "in the tower" and not row.projector:
         return row.unmergeable
     if method.merges and row.project is not None:

@@ -23,6 +23,7 @@ from .l2norm import L2Norm
 from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
+from .pixeldedup import PixelDedup
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -61,6 +62,7 @@ PRUNERS: dict[str, type[Method]] = {
         CDPruner,
         MMTok,
         EVS,
+        PixelDedup,
         ToMe,
         FastV,
         VTW,
@@ -109,6 +111,7 @@ __all__ = [
     "MMTok",
     "Method",
     "NonFiniteFeatures",
+    "PixelDedup",
     "PruMerge",
     "Pruner",
     "PyramidDrop",
