@@ -72,8 +72,8 @@ class PixelDedup(Method):
             error = torch.minimum(to_ground, _distance(groups, groups[stands_for.roll(1)]))
             error[0 if ground is None else [0, ground]] = torch.inf
             # Of those that are equally near, the later leave.
-            nearest = error.masked_fill(~left, torch.inf).flip(0).sort(stable=True).indices[:surplus]
-            left[len(groups) - 1 - nearest] = False
+            staying = left.nonzero().squeeze(1).flip(0)
+            left[staying[error[staying].sort(stable=True).indices[:surplus]]] = False
         return left
 
 
@@ -88,7 +88,7 @@ def _ground(groups: Tensor, limit: Tensor) -> int | None:
     flat = ((high - low).amax(1) <= limit).nonzero().squeeze(1)
     if not len(flat):
         return None
-    colours = low[flat] if limit == 0 else (low[flat] / limit).round()
+    colours = low[flat] if limit == 0 else ((low[flat] - low.amin(0)) / limit).round()
     _, kinds, counts = colours.unique(dim=0, return_inverse=True, return_counts=True)
     return int(flat[(kinds == counts.argmax()).nonzero()[0, 0]])
 
