@@ -328,7 +328,7 @@ def test_measured_cost_is_the_counted_one() -> None:
 
 
 INSIDE = [name for name, kind in PRUNERS.items() if issubclass(kind, DecoderPruner)]
-BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome", *INSIDE)]
+BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome", "pixeldedup", *INSIDE)]
 
 
 def method_of(name: str, keep: float) -> Any:

@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from towered import features, inside, known, two_views, view_of
 
-from gprune import PRUNERS, DecoderPruner, Foreground, Method, NonFiniteFeatures, Pruner, ToMe, View, VisualTokens
+from gprune import (
+    PRUNERS,
+    DecoderPruner,
+    Foreground,
+    Method,
+    NonFiniteFeatures,
+    PixelDedup,
+    Pruner,
+    ToMe,
+    View,
+    VisualTokens,
+)
 from gprune.checks import Above, Accepted, Between, Count, OneOf
 from gprune.errors import BadType, BadValue, GpruneError
 from gprune.pruners import get_pruner
@@ -33,6 +44,7 @@ def make(method: type[Method], *keep: Any, **values: Any) -> Any:
 SELECTING: dict[str, Callable[..., Pruner]] = {
     name: partial(make, method) for name, method in PRUNERS.items() if issubclass(method, Pruner)
 } | {"tome of tokens": partial(ToMe, where="tokens")}
+BEFORE_TOWER = {name: method for name, method in PRUNERS.items() if method is PixelDedup}
 INSIDE = {name: method for name, method in PRUNERS.items() if issubclass(method, DecoderPruner)}
 
 every_method = pytest.mark.parametrize("method", PRUNERS.values(), ids=PRUNERS)
@@ -88,7 +100,7 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 
 def test_every_method_is_in_one_of_the_lists_and_found_by_its_name():
-    assert {*SELECTING, *INSIDE} - {"tome of tokens"} == set(PRUNERS)
+    assert {*SELECTING, *INSIDE, *BEFORE_TOWER} - {"tome of tokens"} == set(PRUNERS)
     assert all(get_pruner(name) is method and method.name == name for name, method in PRUNERS.items())
 
 
