@@ -119,7 +119,7 @@ class RecordingEncoder:
                 output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments, run.selector.needs)
         if isinstance(output, ModelOutput):
             if narrowing is not None:
-                signals[GONE] = narrowing.gone([len(item) for item in output[host.POOLED]])
+                signals[GONE] = narrowing.gone(output[host.POOLED])
             lease = Lease(run) if merges or narrowing is not None else None
             setattr(output, _ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
             if merges:  # who asks for features by themselves gets zeros in the place of what was merged away

@@ -7,7 +7,7 @@ with those parts of its own tables that are theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -166,10 +166,11 @@ class Narrowing:
             output[host.DEEPSTACK] = [self._whole(level) for level in output[host.DEEPSTACK]]
         return output
 
-    def gone(self, sizes: list[int]) -> list[Tensor]:
-        """Of pictures of so many visual tokens, bool [n] each, those that were left out."""
+    def gone(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Of the visual tokens of each picture, [n, d], those that were left out: bool [n], on their device."""
         assert self.left is not None
-        return list((~self.left).split(sizes))
+        parts = (~self.left).split([len(item) for item in features])
+        return [part.to(item.device) for part, item in zip(parts, features, strict=True)]
 
     def over_all(self, tokens: ToTokens) -> ToTokens:
         """`tokens`, given values of the patches that were left, [1, n, c]: of the others they are NaN."""

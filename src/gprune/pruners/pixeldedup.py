@@ -59,8 +59,9 @@ class PixelDedup(Method):
             groups: floating [n, c, v], in reading order, c colour channels of v values each.
         """
         groups = groups.float()
-        limit = self.tau * (groups.amax((0, 2)) - groups.amin((0, 2))).amax()
-        ground = _ground(groups, limit)
+        low, high = groups.aminmax(dim=2)
+        limit = self.tau * (high.amax(0) - low.amin(0)).amax()
+        ground = _ground(low, high, limit)
         groups = groups.flatten(1)
         to_ground = torch.full_like(groups[:, 0], torch.inf) if ground is None else _distance(groups, groups[ground])
         stands_for = _predecessors(groups, to_ground <= limit, limit)
@@ -79,12 +80,16 @@ class PixelDedup(Method):
 
 def _distance(groups: Tensor, others: Tensor) -> Tensor:
     """The largest difference of any value: [n], of [n, d] and [n, d] or [d]."""
-    return (groups - others).abs().amax(-1)
+    return (groups - others).abs_().amax(-1)
 
 
-def _ground(groups: Tensor, limit: Tensor) -> int | None:
-    """The first group of the colour that fills the most groups, [n, c, v]; None if none is of one colour."""
-    low, high = groups.amin(2), groups.amax(2)
+def _ground(low: Tensor, high: Tensor, limit: Tensor) -> int | None:
+    """The first group of the colour that fills the most groups; None if none is of one colour.
+
+    Args:
+        low, high: [n, c], the least and the largest value of each channel in each group.
+        limit: by which values of one colour differ at most.
+    """
     flat = ((high - low).amax(1) <= limit).nonzero().squeeze(1)
     if not len(flat):
         return None
