@@ -336,7 +336,7 @@ def test_measured_cost_is_the_counted_one() -> None:
 
 
 INSIDE = [name for name, kind in PRUNERS.items() if issubclass(kind, DecoderPruner)]
-BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome", "evovit", *INSIDE)]
+BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome", "evovit", "pixeldedup", *INSIDE)]
 OF_VIDEOS = [name for name, kind in PRUNERS.items() if "frames" in kind.needs]
 
 

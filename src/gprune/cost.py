@@ -98,6 +98,12 @@ def cost(
     Source: Table 2 of arXiv 2501.02268 gives 18.52 and 6.76 T; docs/cost.md says which convention that is.
     """
     _check(image_sizes, text_tokens)
+    if isinstance(keep, Method) and any(part.acts == "before the tower" for part in keep.parts):
+        raise ValueError(
+            f"{type(keep).__name__} leaves patches out before the vision tower, and how many depends on what the "
+            f"picture shows, which no config tells; accepted are methods that act before the LLM; of others "
+            f"gprune.cost.measure counts what a prompt costs"
+        )
     if isinstance(keep, Method) and not before_llm_alone(keep):
         raise ValueError(
             f"{type(keep).__name__} acts inside the vision tower or the LLM, whose cost does not follow from a config; "
@@ -128,7 +134,7 @@ def cost(
 
 def before_llm_alone(method: Method) -> bool:
     """Whether a method changes nothing but which tokens the LLM is given."""
-    return method.acts in ("nowhere", "before the LLM")
+    return all(part.acts in ("nowhere", "before the LLM") for part in method.parts)
 
 
 def countable(config: Any, method: Method = UNPRUNED) -> bool:

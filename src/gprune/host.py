@@ -22,7 +22,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache
+from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache, vision_utils
 from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.image_processing_utils import select_best_resolution
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -604,6 +604,79 @@ def whole_layers(tower: Any) -> list[int]:
     if (merging := getattr(tower.config, "insert_layer_id", None)) is not None:
         return list(range(merging + 1, tower.config.num_hidden_layers))
     return list(getattr(tower.config, "fullatt_block_indexes", None) or ())
+
+
+PATCHES, GRIDS = "hidden_states", "grid_thw"
+"""The arguments of a tower of packed patches: the pixels of each, [P, values], and int64 [images, 3], time, height and
+width of every picture in patches."""
+
+PLACES, ENDS = "position_ids", "cu_seqlens"
+TAPS, WEIGHTS = "interp_indices", "interp_weights"
+WINDOWS, WINDOW_ENDS = "window_index", "cu_window_seqlens"
+"""What such a tower works out of its grids, but takes ready-made too: of every patch its place, and where in the table
+of learned places that is; where pictures end; the order of the tokens by windows, and where those end, in patches."""
+
+_TABLES = {
+    "get_vision_position_ids": (PLACES,),
+    "get_vision_cu_seqlens": (ENDS,),
+    "get_vision_interpolation_indices_and_weights": (TAPS, WEIGHTS),
+    "get_vision_window_index": (WINDOWS, WINDOW_ENDS),
+}
+
+
+def check_packed_tower(tower: Any) -> None:
+    """Raise UnsupportedModel unless a tower takes packed patches, and what it would work out of their grids."""
+    kind, forward = type(tower).__name__, inspect.signature(type(tower).forward).parameters
+    for name in (PATCHES, GRIDS):
+        if name not in forward:
+            raise lacks(f"{kind}.forward", f"argument {name}")
+    if not any(each.kind is each.VAR_KEYWORD for each in forward.values()):
+        raise lacks(f"{kind}.forward", f"**kwargs with {PLACES} and {ENDS}")
+    for name in ("spatial_merge_size", "patch_embed"):
+        if not hasattr(tower, name):
+            raise lacks(kind, name)
+    if not hasattr(tower.patch_embed, "in_channels"):
+        raise lacks(type(tower.patch_embed).__name__, "in_channels")
+    for name in _TABLES:
+        if not hasattr(vision_utils, name) or "kwargs" not in inspect.signature(getattr(vision_utils, name)).parameters:
+            raise lacks("transformers.vision_utils", f"{name} with the argument kwargs")
+
+
+def packed_call(tower: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a tower of packed patches, by name."""
+    return {**dict(zip(_named(type(tower).forward)[1:], args, strict=False)), **kwargs}
+
+
+def patches_of_token(tower: Any) -> int:
+    """How many patches, one after the other, such a tower makes one visual token of."""
+    return int(tower.spatial_merge_size) ** 2
+
+
+def colour_channels(tower: Any) -> int:
+    """How many colour channels follow each other in the pixels of a patch."""
+    return int(tower.patch_embed.in_channels)
+
+
+def packed_tables(tower: Any, grids: Tensor) -> dict[str, Tensor]:
+    """What a tower of packed patches would work out of the grids of its pictures, by their names."""
+    merge = tower.spatial_merge_size
+    tables = {
+        PLACES: vision_utils.get_vision_position_ids(grids, merge),
+        ENDS: vision_utils.get_vision_cu_seqlens(grids),
+    }
+    if hasattr(tower, "window_size"):
+        tables[WINDOWS], tables[WINDOW_ENDS] = vision_utils.get_vision_window_index(
+            grids, spatial_merge_size=merge, window_size=tower.window_size, patch_size=tower.patch_size
+        )
+    if hasattr(tower, "num_grid_per_side"):
+        tables[TAPS], tables[WEIGHTS] = vision_utils.get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+    return tables
 
 
 FEATURE_LAYERS = ("vision_feature_layer", "vision_feature_layers")

@@ -14,7 +14,7 @@ from merging import MERGING, merged_prompts
 from reference import greedy, text_logits
 from torch.nn.functional import cross_entropy
 
-from gprune import GPrune, NonFiniteFeatures, ToMe, UnsupportedModel
+from gprune import Chain, FastV, GPrune, NonFiniteFeatures, ToMe, UnsupportedModel
 from gprune.families.table import FAMILIES as TABLE
 
 STEPS = 9  # the prefill and 8 decode steps
@@ -121,6 +121,14 @@ def test_keeping_everything_changes_no_bit(name: str, where: Any) -> None:
         assert all(map(torch.equal, output.logits, stock.logits))
         assert torch.equal(forward.logits, stock_forward.logits)
         assert [image.n_after for image in run.images] == [image.n_before for image in run.images]
+
+
+@torch.no_grad()
+def test_a_method_inside_the_llm_goes_on_from_it() -> None:
+    family = MERGING["llava"]
+    with Chain(ToMe(0.4), FastV(0.8, layer=1))(family.model()) as run:
+        family.model()(**family.inputs())
+    assert [image.per_layer for image in run.images] == [(6, 3)] * 3
 
 
 @torch.no_grad()

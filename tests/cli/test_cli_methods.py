@@ -24,6 +24,8 @@ def test_rows(run: Run) -> None:
         "pumer",
     ]
     assert [row["method"] for row in rows.values() if row["acts"] == "in the tower"] == ["tome", "evovit"]
+    assert [row["method"] for row in rows.values() if row["acts"] == "before the tower"] == ["pixeldedup"]
+    assert "qwen2_5_vl" in rows["pixeldedup"]["families"] and "llava" not in rows["pixeldedup"]["families"]
     assert rows["gprune"]["source"] == "2501.02268" and rows["fastv"]["source"] == "2403.06764"
     assert rows["visionzip"]["needs"] == ["attention", "keys"] and rows["gprune"]["needs"] == []
 

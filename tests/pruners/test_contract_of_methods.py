@@ -25,6 +25,7 @@ from gprune import (
     Learned,
     Method,
     NonFiniteFeatures,
+    PixelDedup,
     Pruner,
     ToMe,
     View,
@@ -50,6 +51,7 @@ SELECTING: dict[str, Callable[..., Pruner]] = {
     name: partial(make, method) for name, method in PRUNERS.items() if issubclass(method, Pruner)
 } | {"tome of tokens": partial(ToMe, where="tokens")}
 CLIPS = {name for name in SELECTING if issubclass(PRUNERS.get(name, ToMe), ClipPruner)}
+BEFORE_TOWER = {name: method for name, method in PRUNERS.items() if method is PixelDedup}
 INSIDE = {name: method for name, method in PRUNERS.items() if issubclass(method, DecoderPruner)}
 
 every_method = pytest.mark.parametrize("method", PRUNERS.values(), ids=PRUNERS)
@@ -105,7 +107,7 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 
 def test_every_method_is_in_one_of_the_lists_and_found_by_its_name():
-    assert {*SELECTING, *INSIDE} - {"tome of tokens"} == set(PRUNERS)
+    assert {*SELECTING, *INSIDE, *BEFORE_TOWER} - {"tome of tokens"} == set(PRUNERS)
     assert all(get_pruner(name) is method and method.name == name for name, method in PRUNERS.items())
 
 

@@ -37,6 +37,18 @@ MAX_QUESTION = 1000
 NEAREST = 5
 KEEPS = (0.5, 0.3, 0.1)
 """Ratios at which fidelity is measured."""
+UNSEEN = {
+    "in the LLM": (
+        "drops tokens inside the LLM: ask, to see which reach its last layer",
+        "what reaches the last layer of the LLM",
+    ),
+    "before the tower": (
+        "looks at pixels alone: ask, to see which patches it leaves out",
+        "what the vision tower was given",
+    ),
+}
+"""Of methods that choose while the model answers: what is said before and after, by where they act."""
+
 VARIANTS = ("gprune:init=ones", "tome:where=tokens")
 """Settings that are offered as methods of their own."""
 
@@ -50,7 +62,7 @@ class Subject:
         name: the file's.
         origin: the command that makes the file; None: the user has it.
         tokens: what methods that need the same are given, and the question it belongs to.
-        inside: by method and ratio, what a method inside the LLM left in an answer.
+        answered: by method and ratio, what a method of `UNSEEN` left in an answer.
         sheets: how its views are drawn.
     """
 
@@ -58,7 +70,7 @@ class Subject:
     name: str
     origin: str | None = None
     tokens: dict[tuple[Need, ...], tuple[str, VisualTokens]] = field(default_factory=dict)
-    inside: dict[tuple[str, Keep], ImageReport] = field(default_factory=dict)
+    answered: dict[tuple[str, Keep], ImageReport] = field(default_factory=dict)
     sheets: list[Sheet] = field(default_factory=list)
 
 
@@ -271,11 +283,11 @@ class Studio:
     def _panel(self, subject: Subject, question: str, name: str, pruner: Method) -> Panel:
         note: str | None = None
         try:
-            if pruner.acts == "in the LLM":
-                report = subject.inside.get((name, pruner.keep))
+            if pruner.acts in UNSEEN:
+                before, note = UNSEEN[pruner.acts]
+                report = subject.answered.get((name, pruner.keep))
                 if report is None:
-                    return Panel(name, [], "drops tokens inside the LLM: ask, to see which reach its last layer")
-                note = "what reaches the last layer of the LLM"
+                    return Panel(name, [], before)
             else:
                 assert isinstance(pruner, Pruner)
                 report, note = self._select(subject, question, pruner)
@@ -311,8 +323,8 @@ class Studio:
                 answer = replace(answer, text=(answer.text + piece).lstrip())
                 yield answer
             made = work.result()
-        if pruner.acts == "in the LLM":
-            subject.inside[method, pruner.keep] = made.images[0]
+        if pruner.acts in UNSEEN:
+            subject.answered[method, pruner.keep] = made.images[0]
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=made.seconds)
 
     def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:

@@ -17,8 +17,9 @@ from .call_checks import NO_IDS, check_mask, check_new_padding, check_padding, c
 from .choosing import BatchSelection, Prompt, choose, gather
 from .columns import TokenColumns, all_types, drop_columns, own_types, read_columns, skip_replayed
 from .conversation import CacheState, Conversation, Lease
-from .encoding import EncoderOutputs, encode_call, is_cut, keep_rows, sifted
+from .encoding import EncoderOutputs, encode_call, encoding_of, is_cut, keep_rows, sifted
 from .positions import next_position, renumber
+from .tower_narrowing import check_narrowed
 from .verification import verify_untested
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
         made["video"] = sifted(made["video"], run.family.output, call[SIEVE])
     chosen: dict[Modality, BatchSelection] = {}
     for modality in carried:
+        check_narrowed(run.method, modality, encoding_of(outputs[modality]).signals)
         masks = run.masks if modality == "image" else ()
         gathered = gather(run.selector, run.family, model, modality, made[modality], prompt, masks)
         chosen[modality] = choose(run.selector, gathered)

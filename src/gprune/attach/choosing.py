@@ -22,6 +22,7 @@ from ..pruners.base import Method, Pruner, Selection
 from ..tokens import Mask, View, VisualTokens
 from .encoding import Encoding, encoding_of, prompt_order
 from .support import fields_of
+from .tower_narrowing import GONE
 from .tower_reading import reader
 
 
@@ -110,6 +111,19 @@ class Gathered:
     images: list[int]
     shown: Tensor | None = None
 
+    @property
+    def present(self) -> Tensor | None:
+        """bool [N], which of the tokens are neither hidden nor were left out before the tower; None: all."""
+        gone = self.tokens.signals.get(GONE)
+        if gone is None:
+            return self.shown
+        return ~gone if self.shown is None else self.shown & ~gone.to(self.shown.device)
+
+    @property
+    def given(self) -> VisualTokens:
+        """The tokens that a method chooses from: those that are present."""
+        return self.tokens if self.present is None else _only(self.tokens, self.present)
+
     def in_order(self, rows: Tensor) -> Tensor:
         """Values of the tokens, [N, ...], as they follow one another in the prompts."""
         own = rows.split(self.tokens.sizes)
@@ -170,16 +184,15 @@ def gather(
 
 @torch.no_grad()
 def choose(selector: Pruner, gathered: Gathered) -> BatchSelection:
-    """What a method keeps of the visual tokens of a call. Those that are hidden stay so, and count in no budget.
+    """What a method keeps of the visual tokens of a call. Those that are hidden or gone stay so, in no budget.
 
     Raises:
         NonFiniteFeatures: features are NaN or Inf; names the image.
     """
-    tokens, shown = gathered.tokens, gathered.shown
-    given = tokens if shown is None else _only(tokens, shown)
+    tokens, shown, present, given = gathered.tokens, gathered.shown, gathered.present, gathered.given
     selection = selector.select(given)
-    if shown is not None:
-        selection = _over_all(selection, shown)
+    if present is not None:
+        selection = _over_all(selection, present)
     mask = torch.zeros(tokens.features.shape[0], dtype=torch.bool, device=tokens.features.device)
     mask[selection.kept] = True
     merged = None

@@ -21,6 +21,7 @@ from ..families.views import SIEVE
 from ..host import PIXELS, Modality
 from .conversation import Conversation, Lease
 from .tower_changing import changing_tower
+from .tower_narrowing import GONE, narrowing_tower
 from .tower_reading import encode_and_read, reader
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Encoding:
         arguments: of the call, by name.
         output: fields of the output, by name.
         signals: what was read in the vision tower on the way, by name: for each item of the output, [n, ...].
-        lease: of the run that merged tokens in the tower.
+        lease: of the run that merged tokens in the tower, or left them out before it.
     """
 
     arguments: dict[str, Any]
@@ -107,13 +108,20 @@ class RecordingEncoder:
         model = self.hooks.model
         tower, tokens = reader(run.selector, model, self.modality)
         signals: dict[str, list[Tensor]] = {}
-        with _alone(), changing_tower(model, run.method, arguments) as changes:
+        with (
+            _alone(),
+            changing_tower(model, run.method, arguments) as changes,
+            narrowing_tower(run.method, self.modality) as narrowing,
+        ):
             if tower is None or tokens is None:
                 output = call()
             else:
+                tokens = tokens if narrowing is None else narrowing.over_all(tokens)
                 output, signals = encode_and_read(call, model.base_model, tower, tokens, arguments, run.selector.needs)
         if isinstance(output, ModelOutput):
-            lease = Lease(run) if changes else None
+            if narrowing is not None:
+                signals[GONE] = narrowing.gone(output[host.POOLED])
+            lease = Lease(run) if changes or narrowing is not None else None
             setattr(output, _ATTRIBUTE, Encoding(arguments, dict(output), signals, lease))
             if changes:  # who asks for features by themselves gets zeros in the place of what was merged away
                 output[host.POOLED] = _finite(output[host.POOLED])
@@ -140,7 +148,7 @@ def unrecorded(output: ModelOutput) -> ModelOutput:
 
 
 def encoded_by(call: Mapping[str, Any]) -> Run | None:
-    """The run in whose tower tokens of the call's images were merged, which no other can prune."""
+    """The run in or before whose tower tokens of the call's images left, which no other can prune."""
     leases = (encoding_of(output).lease for output in (call.get(host.ENCODED) or {}).values())
     return next((lease.run for lease in leases if lease is not None), None)
 

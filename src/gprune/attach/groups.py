@@ -16,6 +16,7 @@ from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
 from .tower_changing import put_on_tower
+from .tower_narrowing import put_before_tower
 
 if TYPE_CHECKING:
     from .hooks import Hooks
@@ -55,10 +56,15 @@ def _on_tower(hooks: Hooks) -> Callable[[], None]:
     return partial(_undo, [handle.remove for handle in put_on_tower(hooks.model)])
 
 
+def _before_tower(hooks: Hooks) -> Callable[[], None]:
+    return partial(_undo, [handle.remove for handle in put_before_tower(hooks.model)])
+
+
 GROUPS: dict[str, Callable[[Hooks], Callable[[], None]]] = {
     "model": _on_model,
     "layers": _on_layers,
     "tower": _on_tower,
+    "patches": _before_tower,
 }
 """What can be put on, in this order; each returns what takes it off."""
 

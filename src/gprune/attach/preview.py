@@ -56,7 +56,7 @@ def encoded(method: Method, model: Any, inputs: Mapping[str, Tensor]) -> tuple[V
         ids = inputs["input_ids"]
         valid = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         prompt = Prompt.of(run.model, ids, valid)
-        tokens = gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).tokens
+        tokens = gather(run.selector, run.family, run.model, "image", outputs["image"], prompt).given
     return tokens, {**call, host.ENCODED: {"image": unrecorded(outputs["image"])}}
 
 

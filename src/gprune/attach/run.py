@@ -23,6 +23,7 @@ from .llm import check_decoder, decoder_pruner
 from .report import ImageReport, report_images
 from .support import family_of, unwrapped
 from .tower_changing import check_merged_features, check_tower
+from .tower_narrowing import check_packed, narrower_in
 from .tower_reading import check_needs
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def check(method: Method, model: PreTrainedModel) -> None:
     if method.acts == "nowhere":
         return
     family_of(model)
+    if (narrower := narrower_in(method)) is not None:
+        check_packed(narrower, model)
     check_needs(selector_of(method), model)
     for part in method.parts:
         part.check_model(model.config.model_type, host.embeddings_of(model))
@@ -135,8 +138,8 @@ class Run:
     def groups(self) -> list[str]:
         """The groups of hooks that the method needs."""
         acts = {part.acts for part in self.method.parts}
-        inside = ["layers"] * ("in the LLM" in acts) + ["tower"] * ("in the tower" in acts)
-        return [] if self.method.acts == "nowhere" else ["model", *inside]
+        where = {"in the LLM": "layers", "in the tower": "tower", "before the tower": "patches"}
+        return [] if "nowhere" in acts else ["model", *(group for place, group in where.items() if place in acts)]
 
     def detach(self) -> None:
         """Leave the model as it was before; does nothing the second time.

@@ -65,10 +65,11 @@ def changing_tower(model: PreTrainedModel, method: Method, arguments: Mapping[st
     Args:
         arguments: that the encoder is called with.
     """
-    if not isinstance(method, TowerPruner) or method.acts != "in the tower":
+    part = next((part for part in method.parts if isinstance(part, TowerPruner) and part.acts == "in the tower"), None)
+    if part is None:
         yield False
         return
-    token = _CHANGING.set(_hooks_of(method, model, arguments))
+    token = _CHANGING.set(_hooks_of(part, model, arguments))
     try:
         yield True
     finally:

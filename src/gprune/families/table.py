@@ -64,6 +64,7 @@ NO_TILES = "which part of the picture each of its tiles shows is not known to gp
 UNKNOWN = "its layout of visual tokens is not known to gprune; CONTRIBUTING.md shows how to add a family"
 
 _NEIGHBOURS = "its visual tokens are made of neighbouring patches, of which none may be missing"
+_NOT_PACKED = "its vision tower works out by itself where patches lie, so that gprune can leave none out before it"
 _CODEBOOK = "its image tokens are entries of a codebook, read like words, so that there are no features to rank"
 _QUERIES = "its Q-Former already condenses every image to a few query tokens"
 _RESAMPLER = "its resampler already condenses every image to a few query tokens"
@@ -107,6 +108,8 @@ class Family:
         projector: of the base model, the part that makes one visual token of one patch, so that tokens can be merged
             in the tower before it; empty: they cannot be.
         unmergeable: why not.
+        packed: whether the vision tower is given the patches of all pictures in one row, those of a visual token after
+            one another, and takes ready-made where each lies, so that some can be left out before it.
         llm: whether the LLM is a stack of layers with full attention, between which tokens can be dropped.
         tiling: how many visual tokens an image has: as many as any other, or as `tiling` works out of its size;
             None: that does not follow from its size alone.
@@ -129,6 +132,7 @@ class Family:
     tower: Tower | None = None
     projector: str = ""
     unmergeable: str = _NEIGHBOURS
+    packed: bool = False
     llm: bool = False
     tiling: Literal["whole", "any resolution"] | None = None
     per_prompt: bool = False
@@ -167,7 +171,7 @@ _LLAVA_NEXT = Family(
 )
 _TILES = Family(joins=adjacent, llm=True)
 _TILES_PER_PROMPT = Family(joins=overview_last, per_prompt=True, tower=Tower("vision_model", pooled), llm=True)
-_QWEN = Family(video=frames, tower=Tower("visual", merged, merged), llm=True, rope_3d=True)
+_QWEN = Family(video=frames, tower=Tower("visual", merged, merged), packed=True, llm=True, rope_3d=True)
 _GLM = replace(_QWEN, placeholders=of_either)
 _DEEPSTACK = replace(_QWEN, facts=("deepstack levels",))
 _MIXED: tuple[host.Fact, ...] = ("kinds of layers",)
@@ -183,7 +187,7 @@ FAMILIES: dict[str, Family] = {
     "chameleon": Family(refused=_CODEBOOK),
     "cohere2_vision": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled)),
     "cohere_compass": replace(_DEEPSTACK, llm=False, facts=("deepstack levels", "kinds of layers")),
-    "cosmos3_edge": replace(_QWEN, since="5.23"),
+    "cosmos3_edge": replace(_QWEN, packed=False, since="5.23"),
     "cosmos3_omni": _DEEPSTACK,
     "deepseek_ocr2": Family(
         queries_of_tiles, unmergeable="learned queries, of a number of their own, stand for its patches", llm=True
@@ -283,19 +287,21 @@ FAMILIES: dict[str, Family] = {
     "muse_spark": Family(video=frames, facts=_MIXED),
     "nemotron_h_omni": Family(refused=_SOUNDS),
     "ovis2": Family(joins=partial(adjacent, gap=1), tower=Tower("vision_tower", pooled), llm=True),
-    "paddleocr_vl": replace(_QWEN, video=None, tower=Tower("visual", pooled_by_size), since="5.23"),
+    "paddleocr_vl": replace(_QWEN, video=None, tower=Tower("visual", pooled_by_size), packed=False, since="5.23"),
     "paligemma": Family(tower=Tower("vision_tower", patches), projector=_PROJECTOR, llm=True),
     "perception_lm": _TILES,
     "pp_chart2table": _TILES,
     "qianfan_ocr": replace(_TILES, tower=_POOLED),
     "qwen2_5_omni": Family(refused=_TALKER),
-    "qwen2_5_omni_thinker": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",), since="5.24"),
+    "qwen2_5_omni_thinker": replace(
+        _QWEN, tower=_WINDOWS, packed=False, facts=("layers without windows",), since="5.24"
+    ),
     "qwen2_5_vl": replace(_QWEN, tower=_WINDOWS, facts=("layers without windows",)),
     "qwen2_vl": _QWEN,
     "qwen3_5": _LINEAR,
     "qwen3_5_moe": _LINEAR,
     "qwen3_omni_moe": Family(refused=_TALKER),
-    "qwen3_omni_moe_thinker": replace(_DEEPSTACK, since="5.24"),
+    "qwen3_omni_moe_thinker": replace(_DEEPSTACK, packed=False, since="5.24"),
     "qwen3_vl": _DEEPSTACK,
     "qwen3_vl_moe": _DEEPSTACK,
     "qwen4_exp": _LINEAR,
@@ -356,6 +362,8 @@ def _missing(method: Method, row: Family) -> str | None:
         return NO_FRAMES[row.video]
     if row.tower is None and set(FROM_TOWER) & set(method.needs):
         return "its vision tower cannot be read by gprune"
+    if method.acts == "before the tower" and not row.packed:
+        return _NOT_PACKED
     if method.acts == "in the tower" and not row.projector:
         return row.unmergeable
     if method.merges and row.project is not None:

@@ -27,6 +27,7 @@ from .llavascissor import LLaVAScissor
 from .masked import Background, Foreground
 from .mmr import MMR
 from .mmtok import MMTok
+from .pixeldedup import PixelDedup
 from .prumerge import PruMerge
 from .pumer import PuMer
 from .pyramiddrop import PyramidDrop
@@ -72,6 +73,7 @@ PRUNERS: dict[str, type[Method]] = {
         VidCom2,
         FastVID,
         LLaVAScissor,
+        PixelDedup,
         ToMe,
         EvoViT,
         FastV,
@@ -128,6 +130,7 @@ __all__ = [
     "MMTok",
     "Method",
     "NonFiniteFeatures",
+    "PixelDedup",
     "PruMerge",
     "Pruner",
     "PuMer",

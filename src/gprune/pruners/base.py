@@ -57,7 +57,7 @@ class Selection:
     coverage: Tensor | None = None
 
 
-Acts = Literal["nowhere", "before the LLM", "in the tower", "in the LLM"]
+Acts = Literal["nowhere", "before the tower", "in the tower", "before the LLM", "in the LLM"]
 """Where a method drops visual tokens."""
 
 
@@ -98,7 +98,7 @@ class Method(ABC):
     @property
     def keeps_all(self) -> bool:
         """Whether it drops nothing whatever the image."""
-        return all(isinstance(part.keep, float) and part.keep == 1 for part in self.parts)
+        return isinstance(self.keep, float) and self.keep == 1
 
     def attach(self, model: Any) -> Run:
         """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pruners import PRUNERS, GPrune, Method, Pruner, ScorePruner, SetPruner, get_pruner
+from ..pruners import PRUNERS, GPrune, Method, PixelDedup, Pruner, ScorePruner, SetPruner, get_pruner
 from ..spec import parse_pruner
 from ..tokens import Keep, check_keep
 
@@ -38,10 +38,10 @@ def served_pruner(method: str, keep: Keep) -> Pruner:
     pruner = parse_pruner(method, keep) if _by_features_alone(kind) else None
     if not isinstance(pruner, Pruner) or pruner.needs:
         names = [name for name, each in PRUNERS.items() if _by_features_alone(each)]
-        raise ValueError(
-            f"method {method!r} cannot be served by vLLM: it needs more than the features of the visual tokens; "
-            f"accepted are {', '.join(names)}"
-        )
+        reason = "it needs more than the features of the visual tokens"
+        if issubclass(kind, PixelDedup):
+            reason = "how many tokens it keeps depends on what a picture shows, and vLLM must know it before"
+        raise ValueError(f"method {method!r} cannot be served by vLLM: {reason}; accepted are {', '.join(names)}")
     return pruner
 
 
