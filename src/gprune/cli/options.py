@@ -87,7 +87,8 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
 def _every_method(masked: bool) -> list[str]:
     from ..pruners import PRUNERS
 
-    return [name for name, kind in PRUNERS.items() if masked or not {"mask", "scorer"} & set(kind.needs)]
+    lacking = {"scorer"} if masked else {"scorer", "mask"}
+    return [name for name, kind in PRUNERS.items() if not lacking & set(kind.needs)]
 
 
 def baseline() -> tuple[str, Method]:
