@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
-from gprune.pruners.scorer import Scorer, ScorerFacts
+from gprune import Keep, Learned
+from gprune.pruners.scorer import Scorer, ScorerFacts, model_mark
 
 _ROOT = TemporaryDirectory()
 
@@ -28,3 +31,11 @@ def scorer_folder(width: int, *, question: bool = False) -> str:
     folder = Path(_ROOT.name) / f"{width}-{question}"
     random_scorer(width, question=question).save(folder)
     return str(folder)
+
+
+def made_for(model: Any, folder: Path, keep: Keep = 0.5) -> Learned:
+    """The method with a random scorer in a folder that fits a model."""
+    embeddings = model.get_input_embeddings().weight
+    scorer = random_scorer(embeddings.shape[1], family=model.config.model_type)
+    replace(scorer, mark=model_mark(embeddings)).save(folder)
+    return Learned(keep, weights=str(folder))

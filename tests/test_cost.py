@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, is_visual
 from families.parts import VIPLLAVA_LAYERS
+from scorers import made_for, scorer_folder
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
@@ -30,7 +31,7 @@ from gprune.cost import Cost, cost, cost_of_prompt, measure
 from gprune.families.architectures import architecture
 from gprune.families.tiling import Tiling, tiling
 from gprune.prompt import build_inputs
-from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Random, ToMe, Uniform, Unpruned
+from gprune.pruners import PRUNERS, VTW, Chain, DecoderPruner, GPrune, L2Norm, Learned, Random, ToMe, Uniform, Unpruned
 from gprune.scenes.benchmark import samples
 from gprune.scenes.model import load_embedded
 from gprune.spec import parse_pruner
@@ -340,17 +341,20 @@ BEFORE = [name for name in (*PRUNERS, "tome:where=tokens") if name not in ("tome
 OF_VIDEOS = [name for name, kind in PRUNERS.items() if "frames" in kind.needs]
 
 
-def method_of(name: str, keep: float) -> Any:
-    """A method before the LLM, by its name."""
+def method_of(name: str, keep: float, width: int) -> Any:
+    """A method before the LLM, by its name, for tokens of this width."""
     masked = name in PRUNERS and "place" in PRUNERS[name].needs
+    if name == "learned":
+        return Learned(keep, weights=scorer_folder(width))
     return PRUNERS[name](keep, mask=torch.ones(2, 2, dtype=torch.bool)) if masked else parse_pruner(name, keep)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.1])
 @pytest.mark.parametrize("name", BEFORE)
 def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
-    pruner, generator = method_of(name, keep), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for count, width, key_width in ((64, 160, 32), (300, 48, 16)):
+        pruner = method_of(name, keep, width)
         signals = {"attention": torch.rand(count, generator=generator)}
         signals["keys"] = torch.randn(count, key_width, generator=generator)
         signals["middle attention"] = torch.rand(count, generator=generator)
@@ -367,9 +371,10 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
 
 @pytest.mark.parametrize("keep", [0.5, 0.1])
 @pytest.mark.parametrize("name", [name for name in BEFORE if name not in OF_VIDEOS])
-def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float) -> None:
+def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float, tmp_path: Path) -> None:
     model, processor = load_embedded()
-    pruner, picture = method_of(name, keep), next(samples("test", 1)).picture
+    pruner = made_for(model, tmp_path, keep) if name == "learned" else method_of(name, keep, 160)
+    picture = next(samples("test", 1)).picture
     inputs = build_inputs(model, processor, [([picture], "what is it?")])
     text = int((inputs["input_ids"] != model.config.image_token_id).sum())
     counted, found = cost(model, [picture.size[::-1]], text, pruner), measure(model, inputs, pruner)

@@ -8,7 +8,7 @@ from families import FAMILIES
 
 from gprune.attach import UnsupportedModel
 from gprune.cli.options import read_pruners
-from gprune.pruners import PRUNERS, Foreground
+from gprune.pruners import PRUNERS, Foreground, Learned
 
 
 def test_rows(run: Run) -> None:
@@ -58,4 +58,4 @@ def test_all_stands_for_every_method() -> None:
     everything = [name for name, _ in read_pruners("all,gprune:init=ones", "0.5", masked=True)]
     assert everything == [*PRUNERS, "gprune:init=ones"]
     without = [name for name, pruner in read_pruners("all", "0.5")]
-    assert without == [name for name, kind in PRUNERS.items() if not issubclass(kind, Foreground)]
+    assert without == [name for name, kind in PRUNERS.items() if not issubclass(kind, (Foreground, Learned))]

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from scorers import random_scorer, scorer_folder
+from scorers import made_for, random_scorer, scorer_folder
 from towered import features, known, two_views
 
 import gprune
 from gprune import Learned, UnfitSettings, VisualTokens
 from gprune.errors import BadType, BadValue
-from gprune.pruners.scorer import Scorer, model_mark
+from gprune.pruners.scorer import Scorer
 from gprune.spec import parse_pruner
 
 
@@ -161,13 +161,6 @@ def test_a_scorer_for_another_width_is_refused() -> None:
         match=r"trained on somewhere/model \(llava, tokens of width 8\), and this model is of the .* qwen",
     ):
         pruner.attach(FAMILIES["qwen2_5_vl"].model())
-
-
-def made_for(model: Any, folder: Path) -> Learned:
-    embeddings = model.get_input_embeddings().weight
-    scorer = random_scorer(embeddings.shape[1], family=model.config.model_type)
-    replace(scorer, mark=model_mark(embeddings)).save(folder)
-    return Learned(0.5, weights=str(folder))
 
 
 def test_a_model_of_the_same_family_and_width_is_known_by_its_embeddings(tmp_path: Path) -> None:
