@@ -62,7 +62,6 @@ def test_a_budget_of_coverage_equals_full_recompute(family: Family) -> None:
     with pruner(model) as run:
         output = model.generate(**inputs, max_new_tokens=3, **LOGITS)
     torch.testing.assert_close(torch.stack(output.logits, 1), torch.stack([logits for logits, _ in runs]), **close)
-    assert all(report.coverage >= 0.7 - 1e-6 or report.ratio >= 0.75 for report in run.images)
     assert any(report.n_after < report.n_before for report in run.images)
 
 

@@ -24,8 +24,11 @@ SINCE = {
     "cosmos3_edge": "5.23",
     "paddleocr_vl": "5.23",
     "video_llava": "5.23",
+    "exaone4_5": "5.24",
+    "hyperclovax_vision_v2": "5.24",
     "qwen2_5_omni_thinker": "5.24",
     "qwen3_omni_moe_thinker": "5.24",
+    "step3p7": "5.24",
 }
 """The first transformers whose forward takes fewer visual tokens than an image has, if not the lowest supported."""
 

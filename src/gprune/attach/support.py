@@ -44,7 +44,7 @@ def family_of(model: Any) -> Family:
     installed = host.installed()
     if installed < Version(family.since):
         raise UnsupportedModel(
-            f"{type(model).__name__}.forward takes no pruned images in transformers {installed}; accepted is "
+            f"{type(model).__name__} cannot be pruned rightly in transformers {installed}; accepted is "
             f"{host.SUPPORTED} from {family.since} on; pip install 'transformers>={family.since}'"
         )
     if str(installed) == family.broken:

@@ -120,7 +120,8 @@ class Family:
         rope_3d: whether tokens are numbered by time, height and width.
         numbered: whether `generate()` hands position ids on to forward.
         facts: what a config of the family says, so that its absence means something else than none.
-        since: the first version of transformers whose forward takes fewer visual tokens than an image has.
+        since: the first version of transformers in which it can be pruned: its forward takes fewer visual tokens than an
+            image has, and it was seen to be right.
         broken: the version of transformers in which the family does not work at all, with or without a pruner.
         refused: why the family cannot be pruned at all; empty: it can.
     """
@@ -208,7 +209,11 @@ FAMILIES: dict[str, Family] = {
         rope_3d=True,
     ),
     "exaone4_5": Family(
-        video=frames, tower=_WINDOWS, numbered=False, facts=("kinds of layers", "layers without windows")
+        video=frames,
+        tower=_WINDOWS,
+        numbered=False,
+        facts=("kinds of layers", "layers without windows"),
+        since="5.24",
     ),
     "fast_vlm": Family(unmergeable="its tower is made of convolutions, in which no patch may be missing", llm=True),
     "florence2": Family(refused=_ENCODER_DECODER),
@@ -241,6 +246,7 @@ FAMILIES: dict[str, Family] = {
         llm=True,
         numbered=False,
         facts=("layers without windows",),
+        since="5.24",
     ),
     "idefics": Family(refused=_CROSS_ATTENTION),
     "idefics2": Family(refused=_RESAMPLER),
@@ -307,7 +313,7 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp": _LINEAR,
     "shieldgemma2": Family(refused="it judges pictures, and generates nothing"),
     "smolvlm": replace(_TILES_PER_PROMPT, since="5.21"),
-    "step3p7": Family(tiles_then_whole, facts=_MIXED),
+    "step3p7": Family(tiles_then_whole, facts=_MIXED, since="5.24"),
     "t5gemma2": Family(refused=_ENCODER_DECODER),
     "unlimited_ocr": Family(lines_then_base, mark=newline, facts=_MIXED),
     "video_llama_3": Family(video=sifted_frames, tower=Tower("vision_model", merged_by_size, merged_by_size), llm=True),
