@@ -120,8 +120,8 @@ class Family:
         rope_3d: whether tokens are numbered by time, height and width.
         numbered: whether `generate()` hands position ids on to forward.
         facts: what a config of the family says, so that its absence means something else than none.
-        since: the first version of transformers in which it can be pruned: its forward takes fewer visual tokens than an
-            image has, and it was seen to be right.
+        since: the first version of transformers whose forward takes fewer visual tokens than an image has, or in which
+            the family was seen to be right.
         broken: the version of transformers in which the family does not work at all, with or without a pruner.
         refused: why the family cannot be pruned at all; empty: it can.
     """
