@@ -27,7 +27,7 @@ from gprune.scenes.model import build_model, build_processor, build_tokenizer, e
         (("--keep", "0.5,"), "--keep 0.5,: could not convert"),
         (("--method", "magic"), "method 'magic' is unknown; methods are gprune, random, uniform, l2norm"),
         (("--method", ""), "method '' is unknown"),
-        (("--method", "gprune:speed=3"), "gprune has the settings scope, positions, similarity"),
+        (("--method", "gprune:speed=3"), "gprune has the settings scope, shares, positions, similarity"),
         (("--method", "gprune:keep=0.5"), "gprune has the settings scope"),
         (("--method", "gprune:similarity"), "write name:setting=value"),
         (("--method", "gprune:similarity=2"), "similarity=2 is out of range"),

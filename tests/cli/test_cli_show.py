@@ -25,7 +25,8 @@ def test_a_photograph(run: Run, photos: dict[str, Path], name: str) -> None:
 def test_rows(run: Run, photos: dict[str, Path]) -> None:
     result = run("show", photos["astronaut"], "--method", "gprune,uniform", "--keep", "0.5,30", "--json", "-o", "a.PNG")
     assert result.code == 0 and Path("a.PNG").exists()
-    assert [list(row) for row in result.rows] == [["method", "keep", "visual_tokens", "kept_tokens", "edge_share"]] * 4
+    names = ["method", "keep", "visual_tokens", "kept_tokens", "edge_share", "coverage"]
+    assert [list(row) for row in result.rows] == [names] * 4
     assert [(row["method"], row["keep"]) for row in result.rows] == [
         ("gprune", 0.5),
         ("gprune", 30),

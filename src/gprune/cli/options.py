@@ -87,8 +87,7 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
 def _every_method(masked: bool) -> list[str]:
     from ..pruners import PRUNERS
 
-    lacking = {"scorer"} if masked else {"scorer", "mask"}
-    return [name for name, kind in PRUNERS.items() if not lacking & set(kind.needs)]
+    return [name for name, kind in PRUNERS.items() if masked or not {"mask", "scorer"} & set(kind.needs)]
 
 
 def baseline() -> tuple[str, Method]:
