@@ -118,7 +118,7 @@ def test_large_pictures_have_more_queries() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["step3p7", "deepseek_ocr2"])
+@pytest.mark.parametrize("name", present("step3p7", "deepseek_ocr2"))
 def test_numbers_of_tiles_in_a_list(name: str) -> None:
     model, inputs = FAMILIES[name].model(), FAMILIES[name].inputs()
     with L2Norm(keep=0.5)(model) as run:

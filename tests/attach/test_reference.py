@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import cache_of, with_cache
+from decoding import cache_of, since, with_cache
 from families import BATCH, FAMILIES, IMAGE, VIDEO, VIDEOS, Family, Media, is_visual
 from families.mrope import MROPE
 from families.square import SQUARE
@@ -88,6 +88,8 @@ def test_placeholder_that_the_model_speaks_is_text(family: Family, placeholder: 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prompt_taken_from_a_batch_gives_the_logits_it_has_there(case: tuple[Family, Prompts], side: str) -> None:
     family, images = case
+    if images is not BATCH and family.name in ("gemma4", "gemma4_unified") and not since("5.24"):
+        pytest.skip("asks for the numbers of frames even of a prompt without videos")
     model, inputs = family.model(), family.inputs(images, side=side)
     batch = model(**inputs).logits
     for row in range(len(images)):
