@@ -107,7 +107,7 @@ def test_left_out_methods_are_named_in_the_table(run: Run) -> None:
         (("--image-size", "640x0"), "'640x0' has no pixels"),
         (
             ("--model", "no/such-model"),
-            "accepted are embedded, llava-next-8b, llava-1.5-7b, qwen2.5-vl-7b, smolvlm-256m",
+            "accepted are embedded, llava-next-8b, llava-next-0.5b, llava-1.5-7b, qwen2.5-vl-7b, smolvlm-256m",
         ),
         (("--model", "smolvlm-256m", "--text-tokens", "31"), "has at least 32 tokens beside the visual ones"),
         (("-o", "nowhere/speed"), "the folder nowhere does not exist"),

@@ -38,7 +38,7 @@ def bench(
         str | None,
         typer.Option(
             help="`embedded`, the hub id or folder of a checkpoint, or an architecture with random weights: "
-            "`llava-next-8b`, `llava-1.5-7b`, `qwen2.5-vl-7b`, `smolvlm-256m`. If left out, "
+            "`llava-next-8b`, `llava-next-0.5b`, `llava-1.5-7b`, `qwen2.5-vl-7b`, `smolvlm-256m`. If left out, "
             f"`{ON_GPU}` on a GPU and `{ON_CPU}` on a CPU."
         ),
     ] = None,
