@@ -194,10 +194,15 @@ class Cover:
         check_value("at_most", self.at_most, Budget())
 
     def __repr__(self) -> str:
-        return f"cover({self.share}{'' if self.at_most == 1.0 else f', at_most={self.at_most}'})"
+        return f"cover({self.share}{f', at_most={self.at_most}' if self._bounded else ''})"
 
     def __str__(self) -> str:
-        return f"cover:{self.share}{'' if self.at_most == 1.0 else f':at_most={self.at_most}'}"
+        return f"cover:{self.share}{f':at_most={self.at_most}' if self._bounded else ''}"
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether `at_most` is less than every token: `1.0` is all of them, `1` is one."""
+        return isinstance(self.at_most, int) or self.at_most < 1
 
 
 def cover(share: float, at_most: float | int = 1.0) -> Cover:

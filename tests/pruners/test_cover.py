@@ -163,10 +163,11 @@ def test_where_the_number_must_be_known_before_it_is_refused():
         FastV(cover(0.9))
 
 
-@pytest.mark.parametrize("budget", [cover(0.9), cover(0.5, at_most=0.25), cover(1.0, at_most=12)])
+@pytest.mark.parametrize("budget", [cover(0.9), cover(0.5, at_most=0.25), cover(1.0, at_most=12), cover(0.9, 1)])
 def test_it_is_written_and_read_as_it_is(budget):
     assert eval(repr(budget), {"cover": cover}) == budget
     assert parse_keep(str(budget)) == budget
+    assert type(parse_keep(str(budget)).at_most) is type(budget.at_most)  # 1.0 is every token, 1 is one
     assert parse_pruner("graphcover:temperature=0.2", budget) == GraphCover(budget, temperature=0.2)
     assert replace(GraphCover(), keep=budget).keep == budget and isinstance(budget, Cover)
 
