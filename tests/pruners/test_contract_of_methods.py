@@ -50,7 +50,7 @@ def make(method: type[Method], *keep: Any, **values: Any) -> Any:
 SELECTING: dict[str, Callable[..., Pruner]] = {
     name: partial(make, method) for name, method in PRUNERS.items() if issubclass(method, Pruner)
 } | {"tome of tokens": partial(ToMe, where="tokens")}
-CLIPS = {name for name in SELECTING if issubclass(PRUNERS.get(name, ToMe), ClipPruner)}
+CLIPS = {name for name in SELECTING if issubclass(PRUNERS.get(name, ToMe), ClipPruner)} - {"evs"}
 BEFORE_TOWER = {name: method for name, method in PRUNERS.items() if method is PixelDedup}
 INSIDE = {name: method for name, method in PRUNERS.items() if issubclass(method, DecoderPruner)}
 

@@ -50,10 +50,15 @@ class ClipPruner(Pruner):
         """
         if isinstance(tokens, Tensor):
             tokens = VisualTokens.of(tokens)
+        # Before the frames of a video become one.
+        return super().select(replace(tokens, signals={**tokens.signals, **self.told(tokens)}))
+
+    def told(self, tokens: VisualTokens) -> dict[str, Tensor]:
+        """What is to be known of the tokens that only their frames tell, by name: [N, ...], a row for each."""
         frame = torch.full_like(tokens.features[:, 0], -1, dtype=torch.int64)
         for number, view in enumerate(tokens.views):
             frame[view.rows] = number
-        return super().select(replace(tokens, signals={**tokens.signals, FRAME: frame}))
+        return {FRAME: frame}
 
 
 def frames_of(tokens: VisualTokens, view: View) -> tuple[Tensor, ...]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checks import OneOf, setting
 from ..tokens import VisualTokens
-from .base import Need, Scope, ScorePruner, Selection
+from .base import ScorePruner, Selection
+from .clip import ClipPruner
 
 FIRST = 3.0
 """The score of a frame without one before it: above every distance."""
 
 
 @dataclass
-class EVS(ScorePruner):
+class EVS(ClipPruner, ScorePruner):
     """Keep the tokens with the largest d(t, p) = 1 - cos(x[t, p], x[t - 1, p]), and before them the first frame.
 
     "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference", 2025, arXiv 2510.14624.
@@ -39,29 +38,9 @@ class EVS(ScorePruner):
         BadType, BadValue: an argument is not one of the values above.
     """
 
-    _: KW_ONLY
-    scope: Scope = setting("image", OneOf(("image", "view")))
-
-    needs: ClassVar[tuple[Need, ...]] = ("frames",)
-
-    def select(self, tokens: VisualTokens | Tensor) -> Selection:
-        """Choose the tokens to keep; no model needed.
-
-        Args:
-            tokens: the visual tokens of one video or several, a view for every frame, in order; what is given as a
-                tensor is one frame.
-
-        Returns:
-            Exactly `kept_count` rows of every video, or with scope="view" of every frame, and all fixed rows.
-
-        Raises:
-            NonFiniteFeatures: some features are NaN or Inf; names the video as image.
-            BadType, BadValue: features are not floating point or not 2-D.
-        """
-        if isinstance(tokens, Tensor):
-            tokens = VisualTokens.of(tokens)
-        # Before the frames of a video become one.
-        return super().select(replace(tokens, signals={**tokens.signals, "change": changes(tokens)}))
+    def told(self, tokens: VisualTokens) -> dict[str, Tensor]:
+        """How much each token differs from that at its place in the frame before: float64 [N]."""
+        return {"change": changes(tokens)}
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """d of every token: float64 [N]; 3 in a first frame."""
