@@ -15,6 +15,7 @@ from knowing import Curious, encoder_output, signals
 from narrowing import COLOURS, IMAGES, PACKED, left_of, narrowed_prompts, page, sizes_of
 from reference import greedy, text_logits
 from torch import Tensor
+from transformers import vision_utils
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gprune import (
@@ -378,6 +379,6 @@ def test_features_that_were_encoded_without_it(name: str) -> None:
 
 def test_a_tower_that_lacks_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model = PACKED["qwen2_vl"].model()
-    monkeypatch.delattr("transformers.vision_utils.get_vision_position_ids")
+    monkeypatch.delattr(vision_utils, "get_vision_position_ids")
     with pytest.raises(UnsupportedModel, match=r"vision_utils has no get_vision_position_ids"):
         PixelDedup().attach(model)
