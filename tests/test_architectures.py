@@ -1,4 +1,4 @@
-"""Architectures by name have as many parameters as the published checkpoints."""
+"""Architectures by name have as many parameters as the published checkpoints, where there is one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gprune.families.architectures import ARCHITECTURES, architecture
 
 PARAMETERS = {
     "llava-next-8b": 8_355_276_800,
+    "llava-next-0.5b": 581_513_984,
     "llava-1.5-7b": 7_063_427_072,
     "qwen2.5-vl-7b": 8_292_166_656,
     "smolvlm-256m": 256_484_928,

@@ -81,7 +81,13 @@ def test_tiles_and_grids_are_those_of_the_processors() -> None:
 
 @pytest.mark.parametrize(
     ("name", "visual"),
-    [("llava-next-8b", 2340), ("llava-1.5-7b", 576), ("qwen2.5-vl-7b", 391), ("smolvlm-256m", 13 * 64)],
+    [
+        ("llava-next-8b", 2340),
+        ("llava-next-0.5b", 1817),
+        ("llava-1.5-7b", 576),
+        ("qwen2.5-vl-7b", 391),
+        ("smolvlm-256m", 13 * 64),
+    ],
 )
 def test_visual_tokens_of_a_photo(name: str, visual: int) -> None:
     config: Any = architecture(name)

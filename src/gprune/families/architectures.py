@@ -12,6 +12,7 @@ from transformers import (
     LlavaNextConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
+    Qwen2Config,
 )
 
 
@@ -44,10 +45,44 @@ def _llava_next_8b() -> PreTrainedConfig:
     return LlavaNextConfig(
         vision_config=_clip(),
         text_config=text,
-        image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        image_grid_pinpoints=_ANY_RESOLUTION,
         image_token_index=128256,
         vision_feature_layer=-2,
         dtype="float16",
+    )
+
+
+_ANY_RESOLUTION = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def _llava_next_half_b() -> PreTrainedConfig:
+    """Large enough that two CPU cores feel what is pruned, published by nobody: CLIP ViT-B/16 and Qwen2-0.5B by shape."""
+    vision = CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=336,
+        patch_size=16,
+    )
+    text = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+    return LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_grid_pinpoints=_ANY_RESOLUTION,
+        image_token_index=151646,
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
     )
 
 
@@ -130,6 +165,7 @@ def _smolvlm_256m() -> PreTrainedConfig:
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llava-next-8b": _llava_next_8b,
+    "llava-next-0.5b": _llava_next_half_b,
     "llava-1.5-7b": _llava_15_7b,
     "qwen2.5-vl-7b": _qwen25_vl_7b,
     "smolvlm-256m": _smolvlm_256m,
