@@ -1,7 +1,7 @@
 """Does a budget that fits the picture pay? `cover(share)` beside the ratio that keeps as many tokens on average.
 
-Answers the first 700 test questions of the embedded benchmark with `GraphCover` at each share, and at the ratio whose mean
-over the same pictures is nearest; differences are paired by question. What is in the folder is not measured again.
+Answers the first 700 test questions of the embedded benchmark with `GraphCover` at each share, and at the ratio whose
+mean over the same pictures is nearest; differences are paired by question. What is in the folder is not measured again.
 
     python benchmarks/coverage.py
 """
