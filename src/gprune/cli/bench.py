@@ -67,7 +67,8 @@ def bench(
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(
-            help="If left out, that of the checkpoint; of an architecture on a CPU float32, or bfloat16 if it multiplies that."
+            help="If left out, that of the checkpoint; of an architecture on a CPU float32, or bfloat16 where it has "
+            "products of that."
         ),
     ] = None,
     attention: Annotated[

@@ -56,7 +56,7 @@ _ANY_RESOLUTION = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
 def _llava_next_half_b() -> PreTrainedConfig:
-    """Large enough that two CPU cores feel what is pruned, published by nobody: CLIP ViT-B/16 and Qwen2-0.5B by shape."""
+    """CLIP ViT-B/16 and Qwen2-0.5B by shape, as nobody published them: two CPU cores feel what is pruned, and bear it."""
     vision = CLIPVisionConfig(
         hidden_size=768,
         intermediate_size=3072,
