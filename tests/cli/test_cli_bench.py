@@ -41,6 +41,8 @@ def test_every_method_ratio_and_setting_on_the_embedded_model(run: Run) -> None:
     spent = [cost(build_config(), [(48, 64)], 12, keep) for keep in (1.0, 0.5)]
     assert [row["kept_tokens"] for row in (full, half)] == [each.kept_tokens for each in spent]
     assert half["flops_share"] == spent[1].total / spent[0].total
+    assert half["ideal_speedup"] == pytest.approx(spent[0].total / spent[1].total)
+    assert half["of_ideal"] == pytest.approx(half["first_token_speedup"] / half["ideal_speedup"])
     assert half["samples_speedup"] == pytest.approx(full["laps_seconds"][0] / half["laps_seconds"][0])
     written = json.loads(Path("speed.json").read_text())
     assert written["rows"] == result.rows and written["left_out"] == []
@@ -64,18 +66,9 @@ def test_an_architecture_with_random_weights(run: Run, nothing_loads: None, monk
     assert result.out == Path("speed.md").read_text()
 
 
-def test_the_default_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = run("bench", *QUICK, "--json")
-    assert result.code == 0
-    found = {(row["method"], row["keep"]) for row in result.rows}
-    methods = {(method, keep) for method in ("random", "tome", "gprune") for keep in (0.5, 0.3, 0.1)}
-    assert found == {("none", 1.0), ("fastv", 0.5), *methods}  # five layers are too few for FastV to keep less
-    assert result.err.count("left out, fastv: FastV(keep=") == 2
-
-
-def test_the_default_on_a_gpu_is_the_model_of_the_paper(
-    run: Run, nothing_loads: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("gpu", "name"), [(False, "llava-next-0.5b"), (True, "llava-next-8b")])
+def test_the_default_is_what_the_machine_can_run(
+    run: Run, nothing_loads: None, monkeypatch: pytest.MonkeyPatch, gpu: bool, name: str
 ) -> None:
     asked: list[Any] = []
 
@@ -83,10 +76,24 @@ def test_the_default_on_a_gpu_is_the_model_of_the_paper(
         asked.append(config.to_dict())
         raise RuntimeError("no further")
 
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("gprune.evaluate.noise.build_prompts", stop)
     assert run("bench").code == 1
-    assert asked == [architecture("llava-next-8b").to_dict()]
+    assert asked == [architecture(name).to_dict()]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")],
+)
+def test_an_architecture_on_a_cpu_is_in_the_dtype_that_it_multiplies(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str
+) -> None:
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", tiny)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    assert run("bench", "--model", "tiny", "--method", "random", "--keep", "0.5", *QUICK, "-o", "speed").code == 0
+    assert json.loads(Path("speed.json").read_text())["about"]["dtype"] == dtype
 
 
 def test_left_out_methods_are_named_in_the_table(run: Run) -> None:

@@ -53,6 +53,8 @@ def test_medians_spreads_and_ratios() -> None:
         "decode_tokens_per_second_max": 40 / 0.5,
         "samples_speedup": 4.0,
         "first_token_speedup": 1.5 / 0.375,
+        "ideal_speedup": 4.0,
+        "of_ideal": 1.0,
         "decode_speedup": 2.0 / 0.625,
         "peak_bytes": None,
         "laps_first_seconds": [0.5, 0.25],
@@ -80,7 +82,7 @@ def test_without_an_unpruned_model_in_the_same_setting_there_are_no_ratios() -> 
     for speeds in ([elsewhere, PRUNED], [replace(FULL, laps=[], cost=None, error="out of memory"), PRUNED]):
         row = rows(speeds)[1]
         assert [row[f"{name}_speedup"] for name in ("samples", "first_token", "decode")] == [None] * 3
-        assert row["flops_share"] is None and row["samples_per_second"] == 4
+        assert row["flops_share"] is row["ideal_speedup"] is row["of_ideal"] is None and row["samples_per_second"] == 4
 
 
 def test_one_new_token_is_no_decoding() -> None:
@@ -97,9 +99,9 @@ def test_table_per_setting() -> None:
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in first.splitlines() if "|" in line]
     assert lines[0] == list(HEADINGS) and {len(line) for line in lines} == {len(HEADINGS)}
     assert [" ".join(line) for line in lines[2:]] == [
-        "none 1.0 1,000 1.00 (0.500–1.33) 1.00 1,500 (1,000–2,000) 1.00 20.0 (6.15–20.0) 1.00 9.00 2.00 8.00 100.0%",
-        "gprune 0.3 300 4.00 (4.00–4.00) 4.00 375 (250–500) 4.00 64.0 (53.3–80.0) 3.20 — 2.00 2.00 25.0%",
-        "fastv 0.3 — out of memory — out of memory — out of memory — — — — —",
+        "none 1.0 1,000 1.00 (0.500–1.33) 1.00 1,500 (1,000–2,000) 1.00 1.00 1.00 20.0 (6.15–20.0) 1.00 9.00 2.00 8.00",
+        "gprune 0.3 300 4.00 (4.00–4.00) 4.00 375 (250–500) 4.00 4.00 1.00 64.0 (53.3–80.0) 3.20 — 2.00 2.00",
+        "fastv 0.3 — out of memory — out of memory — — — out of memory — — — —",
     ]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .loading import EMBEDDED, config_of, load_model
+from .loading import config_of, load_model
 from .options import (
     AsJson,
     Keeps,
@@ -27,10 +27,14 @@ from .options import (
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from ..evaluate.throughput import Prompts, Speed, Workload
 
-ON_GPU, ON_CPU = "llava-next-8b", EMBEDDED
-"""What is measured if nothing is said: the paper's architecture, or a model that two cores run in milliseconds."""
+ON_GPU, ON_CPU = "llava-next-8b", "llava-next-0.5b"
+"""What is measured if nothing is said: the paper's architecture, or one that two cores run in seconds."""
+
+REPEATS_ON_GPU, REPEATS_ON_CPU = 10, 3
 
 
 def bench(
@@ -42,7 +46,7 @@ def bench(
             f"`{ON_GPU}` on a GPU and `{ON_CPU}` on a CPU."
         ),
     ] = None,
-    method: Methods = "random,tome,fastv,gprune",
+    method: Methods = "random,gprune,graphcover,divprune,fastv",
     keep: Keeps = "0.5,0.3,0.1",
     batch_size: Annotated[
         str, typer.Option(help="Prompts at once; several, comma-separated, are measured apart.")
@@ -52,10 +56,20 @@ def bench(
     ] = "640x480",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 32,
     text_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt that are not visual.")] = 75,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured answers per method and ratio; one more warms up.")] = 10,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measured answers per method and ratio; one more warms up. If left out, "
+            f"{REPEATS_ON_GPU} on a GPU and {REPEATS_ON_CPU} on a CPU.",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(help="If left out, that of the checkpoint; of an architecture on a CPU float32."),
+        typer.Option(
+            help="If left out, that of the checkpoint; of an architecture on a CPU float32, or bfloat16 where it has "
+            "products of that."
+        ),
     ] = None,
     attention: Annotated[
         str | None,
@@ -76,7 +90,9 @@ def bench(
 
     from ..evaluate.throughput import Workload, measure_speed
 
-    name = model or (ON_GPU if torch.cuda.is_available() else ON_CPU)
+    on_gpu = torch.cuda.is_available()
+    name = model or (ON_GPU if on_gpu else ON_CPU)
+    repeats = repeats or (REPEATS_ON_GPU if on_gpu else REPEATS_ON_CPU)
     settings = [Workload(batch, size, text_tokens, new_tokens) for size in sizes for batch in batches]
     net, prompts, weights = _subject(name, dtype, settings)
     if attention is not None:
@@ -143,7 +159,7 @@ def _subject(
     logging.set_verbosity_error()
     config: Any = architecture(name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    default = config.dtype if device.type == "cuda" else torch.float32
+    default = config.dtype if device.type == "cuda" else _fast_on_cpu()
     kind = default if dtype is None else getattr(torch, dtype)
 
     def built(setting: Workload) -> Prompts:
@@ -154,6 +170,14 @@ def _subject(
 
     _check(built, settings)
     return random_model(config, kind, device), built, "random"
+
+
+def _fast_on_cpu() -> torch.dtype:
+    """bfloat16 where the processor has products of it, else float32: emulated ones are many times slower."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if any(capabilities.get(f"{unit}_bf16") for unit in ("amx", "avx512")) else torch.float32
 
 
 def _check(prompts: Callable[[Workload], Prompts], settings: Sequence[Workload]) -> None:

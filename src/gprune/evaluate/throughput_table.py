@@ -16,7 +16,8 @@ def rows(speeds: Sequence[Speed]) -> list[dict[str, Any]]:
     """One flat row per measurement: medians over the laps, with the least and the most, and the laps themselves.
 
     "..._speedup" is how many times as fast as the unpruned model in the same setting; the median of a rate is that of
-    the median seconds. What could not be measured is None.
+    the median seconds. "ideal_speedup" is how many times as few FLOPs come before the first token, and "of_ideal" how
+    much of that "first_token_speedup" is. What could not be measured is None.
     """
     unpruned = {speed.setting: speed for speed in speeds if speed.method == BASELINE}
     return [_row(speed, unpruned.get(speed.setting)) for speed in speeds]
@@ -26,6 +27,8 @@ def _row(speed: Speed, unpruned: Speed | None) -> dict[str, Any]:
     setting, spent, own = speed.setting, speed.cost, _summary(speed)
     base = {} if unpruned is None else _summary(unpruned)
     full = None if unpruned is None or unpruned.cost is None else unpruned.cost.total
+    share = None if spent is None or full is None else spent.total / full
+    speedup = _ratio(base.get("first_token_seconds"), own["first_token_seconds"])
     height, width = setting.image_size
     return {
         "method": speed.method,
@@ -37,11 +40,13 @@ def _row(speed: Speed, unpruned: Speed | None) -> dict[str, Any]:
         "visual_tokens": None if spent is None else spent.visual_tokens,
         "kept_tokens": None if spent is None else spent.kept_tokens,
         "flops": None if spent is None else spent.total,
-        "flops_share": None if spent is None or full is None else spent.total / full,
+        "flops_share": share,
         "kv_bytes": None if spent is None else spent.kv_bytes,
         **own,
         "samples_speedup": _ratio(own["samples_per_second"], base.get("samples_per_second")),
-        "first_token_speedup": _ratio(base.get("first_token_seconds"), own["first_token_seconds"]),
+        "first_token_speedup": speedup,
+        "ideal_speedup": _ratio(1.0, share),
+        "of_ideal": None if speedup is None or share is None else speedup * share,
         "decode_speedup": _ratio(own["decode_tokens_per_second"], base.get("decode_tokens_per_second")),
         "peak_bytes": max((lap.peak for lap in speed.laps if lap.peak is not None), default=None),
         "laps_first_seconds": [lap.first for lap in speed.laps],
@@ -79,12 +84,13 @@ HEADINGS = (
     "×",
     "first token ms",
     "×",
+    "ideal ×",
+    "of ideal",
     "decode tokens/s",
     "×",
     "peak GB",
     "KV cache MB",
     "TFLOPs",
-    "share",
 )
 
 
@@ -128,12 +134,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         times("samples_speedup"),
         spread("first_token_seconds", 1e3),
         times("first_token_speedup"),
+        times("ideal_speedup"),
+        times("of_ideal"),
         spread("decode_tokens_per_second"),
         times("decode_speedup"),
         number("peak_bytes", 1e-9),
         number("kv_bytes", 1e-6),
         number("flops", 1e-12),
-        "—" if row["flops_share"] is None else f"{row['flops_share']:.1%}",
     ]
 
 
