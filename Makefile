@@ -128,7 +128,7 @@ bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded mo
 # Two processes of one thread each do more than one of two; what is in the folder is not measured again.
 SCENES = $(BIN)/gprune scenes --seeds 1 --against auto -o benchmarks/results/scenes_auto \
 	--method auto,graphvote,graphcover,divprune,tome:where=tokens,uniform,random,gprune
-scenes: venv  ## The table of the README, on 2,100 test questions; delete the folder's cells to measure anew
+scenes: venv  ## The table of the README, of more methods, on 2,100 test questions; delete the folder's cells to measure anew
 	OMP_NUM_THREADS=1 $(SCENES) --keep 0.5,0.2 >/dev/null 2>&1 & OMP_NUM_THREADS=1 $(SCENES) --keep 0.3,0.1,0.05 && wait
 	$(SCENES) --keep 0.5,0.3,0.2,0.1,0.05
 
