@@ -369,20 +369,28 @@ def test_choosing_costs_what_is_measured(name: str, keep: float) -> None:
         assert counted == pytest.approx(counter.get_total_flops(), rel=0.7 if covers else 0, abs=2**12)
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.1])
-@pytest.mark.parametrize("name", [name for name in BEFORE if name not in OF_VIDEOS])
-def test_counted_and_measured_cost_agree_for_every_method(name: str, keep: float, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def asked() -> tuple[Any, Any, list[tuple[int, int]]]:
+    """The model in the package, a question about a picture, and the size of that."""
     model, processor = load_embedded()
-    pruner = made_for(model, tmp_path, keep) if name == "learned" else method_of(name, keep, 160)
     picture = next(samples("test", 1)).picture
-    inputs = build_inputs(model, processor, [([picture], "what is it?")])
+    return model, build_inputs(model, processor, [([picture], "what is it?")]), [picture.size[::-1]]
+
+
+@pytest.mark.parametrize("name", [name for name in BEFORE if name not in OF_VIDEOS])
+def test_counted_and_measured_cost_agree_for_every_method(name: str, asked: Any, tmp_path: Path) -> None:
+    model, inputs, sizes = asked
+    pruner = made_for(model, tmp_path, 0.3) if name == "learned" else method_of(name, 0.3, 160)
     text = int((inputs["input_ids"] != model.config.image_token_id).sum())
-    counted, found = cost(model, [picture.size[::-1]], text, pruner), measure(model, inputs, pruner)
+    counted, found = cost(model, sizes, text, pruner), measure(model, inputs, pruner)
     assert counted.total == pytest.approx(found.total, rel=0.005)
     assert (counted.kept_tokens, counted.kv_bytes) == (found.kept_tokens, found.kv_bytes)
-    assert cost_of_prompt(model, inputs, [picture.size[::-1]], pruner) == counted
-    inside = VTW(0.5)
-    assert cost_of_prompt(model, inputs, [picture.size[::-1]], inside) == measure(model, inputs, inside)
+    assert cost_of_prompt(model, inputs, sizes, pruner) == counted
+
+
+def test_a_method_inside_the_llm_is_measured(asked: Any) -> None:
+    model, inputs, sizes = asked
+    assert cost_of_prompt(model, inputs, sizes, VTW(0.5)) == measure(model, inputs, VTW(0.5))
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision", "vipllava"])

@@ -16,7 +16,7 @@ RECIPE = Recipe(batch_size=2, tower_steps=2, align_steps=2, joint_steps=2, warmu
 
 
 def run(out: Path) -> dict[str, torch.Tensor]:
-    train(RECIPE, out, workers=0, validate_every=1, validation_batches=1)
+    train(RECIPE, out, workers=0, validation_batches=1)  # validates where phases end
     return load_file(out / "checkpoint" / "model.safetensors")
 
 

@@ -256,7 +256,7 @@ def train(
     state = out / "state.pt"
     if state.exists():
         trainer.resume(state)
-    validation = SceneBatches("validation", 16, 0, validation_batches)
+    validation = SceneBatches("validation", recipe.batch_size, 0, validation_batches)
     held_out = [validation[i] for i in range(len(validation))]
     data = SceneBatches("train", recipe.batch_size, trainer.step, recipe.total, recipe.page_every)
     loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
