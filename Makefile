@@ -19,7 +19,7 @@ suite-app = $(pytest) tests/app
 suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
 
-.PHONY: help venv demo lint test test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
+.PHONY: help venv demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
 	app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
@@ -42,9 +42,12 @@ lint: venv  ## Ruff and the type checker
 test: venv  ## Everything that must hold: lint, and the tests, with GPU kernels in Triton's interpreter
 	$(call suite-test,test)
 
+test-thorough: venv  ## What `make test` leaves out: the crossings of families beyond the first of each kind
+	$(main) -m thorough
+
 test-newest:  ## The tests with the newest of everything but PyTorch and its Triton, also past the bounds of pyproject.toml
 	$(call unbounded,newest,-c constraints/base.in)
-	$(call main,newest)
+	$(call main,newest) -m ""
 
 test-transformers:  ## The tests with any transformers: make test-transformers VERSION=5.23.0
 	@test -n "$(VERSION)" || { echo "which? make test-transformers VERSION=5.23.0"; exit 2; }

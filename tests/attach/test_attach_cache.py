@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from gprune import host
+from gprune.families.table import FAMILIES as TABLE
 from gprune.pruners import GPrune
 from gprune.pruners.base import Positions
 
@@ -26,7 +27,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tok
 LIKE_TEXT = ("cosmos3_edge", "minicpmv4_7", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
 """Families whose own generate() numbers images like text that are added to a cache, as all did before 5.23."""
 
-MROPE = [name for name, family in FAMILIES.items() if host.has_rope_3d(family.model())]
+MROPE = [name for name in FAMILIES if TABLE[name].rope_3d]
 CASES: list[tuple[str, Positions]] = [(name, "original") for name in FAMILIES] + [(name, "contiguous") for name in MAIN]
 MARKS = {BEGIN, END, LINE, BREAK, TAG, GLOBAL}
 close = {"rtol": 0, "atol": 2e-5}

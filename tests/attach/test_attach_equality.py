@@ -11,7 +11,7 @@ from families import BATCH, FAMILIES, IMAGE, Family, prompt_of
 from reference import encode, greedy, kept_prompts, kept_rows, text_logits
 from torch.nn.functional import cross_entropy
 
-from gprune import cover
+from gprune import Keep, cover
 from gprune.pruners import GPrune, GraphCover, L2Norm, Pruner, Uniform
 
 STEPS = 9  # the prefill and 8 decode steps
@@ -30,26 +30,22 @@ def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 
 
-def pruners(positions: str) -> list[Pruner]:
-    return [GPrune(keep=0.4, positions=positions), Uniform(keep=7, positions=positions)]
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_generation_equals_full_recompute(family: Family, attention: str) -> None:
+@pytest.mark.parametrize(("attention", "method", "keep"), [("eager", Uniform, 7), ("sdpa", GPrune, 0.4)])
+def test_generation_equals_full_recompute(family: Family, attention: str, method: type[Pruner], keep: Keep) -> None:
     model, inputs = family.model(attention), family.inputs()
     length = inputs["input_ids"].shape[1]
     expected = {}
     for positions in ("original", "contiguous"):
-        for pruner in pruners(positions):
-            runs = [greedy(model, prompt, STEPS) for prompt in kept_prompts(family, model, pruner, inputs)]
-            expected[positions] = logits = torch.stack([logits for logits, _ in runs])
-            with pruner(model):
-                output = model.generate(**inputs, max_new_tokens=STEPS, **LOGITS)
-            torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
-            assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
-            assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
-            assert cache_of(output).get_seq_length() < length
+        pruner = method(keep, positions=positions)
+        runs = [greedy(model, prompt, STEPS) for prompt in kept_prompts(family, model, pruner, inputs)]
+        expected[positions] = logits = torch.stack([logits for logits, _ in runs])
+        with pruner(model):
+            output = model.generate(**inputs, max_new_tokens=STEPS, **LOGITS)
+        torch.testing.assert_close(torch.stack(output.logits, 1), logits, **close)
+        assert torch.equal(output.sequences[:, :length], inputs["input_ids"])
+        assert torch.equal(output.sequences[:, length:], torch.stack([tokens for _, tokens in runs]))
+        assert cache_of(output).get_seq_length() < length
     pictures = expected["original"][:2] - expected["contiguous"][:2]
     if family.knows_positions:
         assert pictures.abs().amax((1, 2)).min() > 1e-2  # the two numberings can be told apart
