@@ -111,8 +111,9 @@ def test_images_stand_in_prompts_as_the_processors_write_them(name: str, size: S
     assert [WORDS[word] for word in words] == FAMILIES[name].image_ids(size, lambda count: [])
 
 
-def test_the_readme_names_every_family_of_the_table() -> None:
-    table = (Path(__file__).parents[1] / "README.md").read_text().partition("| family | `model_type` |")[2]
+@pytest.mark.parametrize("document", ["README.md", "docs/families.md"])
+def test_documents_name_every_family_of_the_table(document: str) -> None:
+    table = (Path(__file__).parents[1] / document).read_text().partition("| family | `model_type` |")[2]
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.partition("\n\n")[0].splitlines()[2:]]
     for refused in (False, True):
         named = " ".join(row[1] for row in rows if row[2].startswith("refused") == refused)

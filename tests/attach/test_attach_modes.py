@@ -1,4 +1,4 @@
-"""The README's table of ways to generate, measured: mode by mode and kind of method by kind of method."""
+"""The documents' table of ways to generate, measured: mode by mode and kind of method by kind of method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.nn.functional import pad
 
 from gprune import Chain, FastV, GPrune, Method, ToMe
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/families.md")
 FAMILY = FAMILIES["llava"]
 STEPS = 6
 GREEDY: dict[str, Any] = {
@@ -158,7 +159,7 @@ def outcome(name: str, method: Method, family: Family = FAMILY) -> str:
 
 
 def table() -> list[str]:
-    """The rows of the README."""
+    """Its rows."""
     lines = [f"| `generate()` | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
     return lines + [f"| {name} | {' | '.join(outcome(name, method) for method in KINDS.values())} |" for name in WAYS]
 
@@ -198,6 +199,7 @@ def test_what_is_new_cannot_be_told_without_positions(name: str) -> None:
 
 
 @pytest.mark.skipif(T.__version__.startswith(("5.19.", "5.20.")), reason="this transformers hides chunked prefill")
-def test_the_table_of_the_readme_is_what_happens() -> None:
-    rows = table()
-    assert "\n".join(rows) in README.read_text(), "\n".join(["README.md should have:", *rows])
+def test_the_table_of_the_documents_is_what_happens() -> None:
+    rows = "\n".join(table())
+    for document in DOCUMENTS:
+        assert rows in (ROOT / document).read_text(), f"{document} should have:\n{rows}"
