@@ -39,7 +39,7 @@ DOCUMENTS = {
 }
 FENCE = re.compile(r"(?ms)^(?:<!-- not run: ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$")
 EXAMPLES = doctest.DocTestParser()
-COMMANDS = typer.main.get_command(app)
+COMMANDS: Any = typer.main.get_command(app)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def mentioned(document: str) -> list[str]:
 def test_commands_and_their_options_exist(document: str) -> None:
     for command in mentioned(document):
         name, *arguments = shlex.split(command)[1:]
-        kind: Any = COMMANDS.commands[name]  # type: ignore[attr-defined]
+        kind = COMMANDS.commands[name]
         try:
             kind.make_context(name, arguments)
         except Exception as error:
@@ -148,11 +148,13 @@ def test_commands_and_their_options_exist(document: str) -> None:
             assert type(error).__name__ == "MissingParameter", f"{document}: {command}: {error}"
 
 
-@pytest.mark.parametrize("document", [name for name in documents_with("sh") if name != "README.md"])
+@pytest.mark.parametrize("document", documents_with("sh"))
 def test_shell_commands_run(document: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks(document, "sh"):
         for command in block.commands if block.reason is None else ():
             words = shlex.split(command)
+            if words[0] == "make":  # of which the target is checked, below
+                continue
             assert words[0] == "gprune", f"{document}: {command}: say before the block why it is not run"
             with pytest.raises(SystemExit) as ended:
                 main(words[1:])

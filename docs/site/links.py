@@ -24,11 +24,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Have links lead there; a folder is no page, so that of a link to one its text remains."""
+    """Have links lead there, and name a table by its path; of a link to a folder, no page, the text remains."""
 
     def within(link: re.Match[str]) -> str:
         text, path, place = link.groups(default="")
         return f"[{text}]({path}{place})" if path in files.src_uris else text
 
-    markdown = LINK.sub(within, markdown)
-    return markdown if page.file.src_dir == config.docs_dir else markdown.replace("](docs/", "](")
+    if page.file.src_dir == config.docs_dir:
+        return LINK.sub(within, markdown)
+    title = "" if markdown.startswith("#") else f"# {page.file.src_uri}\n\n"
+    return title + markdown.replace("](docs/", "](")
