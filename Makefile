@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
 # Each environment asks for constraints/NAME.in, gets what constraints/NAME.txt pins, and lies in .venv-NAME; `test` in .venv.
-ENVIRONMENTS := test min eval app batch serve
+ENVIRONMENTS := test min eval app batch serve docs
 home = .venv$(filter-out -test,-$(1))
 install = $(home)/bin/pip install --quiet --disable-pip-version-check
 pytest = OMP_NUM_THREADS=1 $(home)/bin/python -m pytest
@@ -18,9 +18,11 @@ suite-eval = $(pytest) -n auto $(addprefix tests/evaluate/test_,answers.py lmms.
 suite-app = $(pytest) tests/app
 suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
+mkdocs = NO_MKDOCS_2_WARNING=1 $(home)/bin/mkdocs
+suite-docs = $(mkdocs) build --strict --quiet
 
 .PHONY: help venv demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	docs docs-serve app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -121,6 +123,12 @@ echo 'import torchvision_on_cpu' > $$(echo $(home)/lib/python3*/site-packages)/t
 endef
 
 .venv-serve/ready: tests/serve/torchvision_on_cpu.py
+
+docs: .venv-docs/ready  ## The documentation as a site, in build/site
+	$(call suite-docs,docs)
+
+docs-serve: .venv-docs/ready  ## The same at http://127.0.0.1:8000, anew with every change
+	$(call mkdocs,docs) serve
 
 app: .venv-app/ready  ## The web page
 	.venv-app/bin/gprune app
