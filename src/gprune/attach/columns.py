@@ -55,7 +55,7 @@ def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheStat
     if tokens is None:
         return call
     first = 0 if mask is None else int(mask[0, -ids.shape[1] :].long().argmax())
-    expected = state.next_position.reshape(-1, 1)[0] + cached - state.mask.shape[1]
+    expected = state.next_position.reshape(-1, 1)[0] + cached - state.columns
     if int(tokens[0, first]) >= int(expected):
         return call
     return _without_first(call, state.dropped)
@@ -93,7 +93,7 @@ class NewInputs:
         inputs = self.prepare(input_ids, *args, **kwargs)
         cache, positions = host.cache_of(inputs), kwargs.get("position_ids")
         cached = host.columns_of(cache)
-        conversation = conversation_of(cache, cached)
+        conversation = conversation_of(cache)
         ids = inputs.get("input_ids")
         if conversation is None or conversation.state is None or ids is None or positions is None:
             return inputs
@@ -122,7 +122,7 @@ def read_columns(
     """
     ids, mask = call["input_ids"], call.get("attention_mask")
     batch, length = ids.shape
-    later = cached - state.mask.shape[1]
+    later = cached - state.columns
     if mask is None:
         told = torch.ones(batch, later + length, dtype=torch.bool, device=ids.device)
     else:
