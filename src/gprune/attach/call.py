@@ -139,7 +139,8 @@ def go_on(model: PreTrainedModel, call: dict[str, Any], cache: Any, conversation
     call = own_types(skip_replayed(model, call, state, cached))
     columns = read_columns(model, call, state, cached, visual=False)
     after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
-    conversation.state = replace(state, mask=columns.mask, next_position=after).for_static(cache)
+    full = state.full and call.get("attention_mask") is None
+    conversation.state = replace(state, mask=columns.mask, next_position=after, full=full).for_static(cache)
     outputs = EncoderOutputs(call.get(host.ENCODED) or {})
     outputs.conversation, outputs.cache, outputs.gone = conversation, cache, state.dropped
     return _rewritten(call, outputs, replace(columns, positions=columns.positions - state.shift))

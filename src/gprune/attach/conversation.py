@@ -229,7 +229,7 @@ class Conversation:
         if (keys := getattr(layer, name, None)) is not None:
             # Some layers hold no more than the first prompt, which tells rows as well.
             column = min(max(columns_of(layer) - last, 0), keys.shape[-2] - 1)
-            self.rows = Rows(layer, name, keys, replaces_keys(layer), column, keys[:, 0, column])
+            self.rows = Rows(layer, name, keys, replaces_keys(layer), column, keys[:, 0, column].clone())
         setattr(cache, _ATTRIBUTE, self)
 
     def mark(self) -> None:
@@ -243,10 +243,17 @@ class Conversation:
         rows = self.rows.moved(keys)
         if rows is None:
             return
-        self.rows.keys, self.rows.marks = keys, keys[:, 0, self.rows.column]
+        self.rows.keys, self.rows.marks = keys, keys[:, 0, self.rows.column].clone()
         take_rows(cache, rows)
         if self.state is not None:
             self.state = self.state.taken(rows).for_static(cache)
+
+
+def mark_rows(cache: Any) -> None:
+    """Remember which keys the rows of a cache have, as it comes out of a call, if a conversation lies on it."""
+    conversation: Conversation | None = getattr(cache, _ATTRIBUTE, None)
+    if conversation is not None:
+        conversation.mark()
 
 
 def conversation_of(cache: Any) -> Conversation | None:

@@ -23,7 +23,7 @@ from ..errors import AmbiguousRun
 from .assisted import shorten_states
 from .call import decode, go_on, prune
 from .call_checks import NO_IDS, check_continuation, check_known_cache
-from .conversation import Conversation, conversation_of
+from .conversation import Conversation, conversation_of, mark_rows
 from .encoding import EncoderOutputs, encoded_by
 from .groups import GROUPS
 
@@ -163,9 +163,8 @@ class Hooks:
             return
         outputs = kwargs.get(host.ENCODED)
         if not isinstance(outputs, EncoderOutputs):
-            conversation = None if torch.compiler.is_compiling() else conversation_of(host.cache_of(kwargs))
-            if conversation is not None:
-                conversation.mark()
+            if not torch.compiler.is_compiling():
+                mark_rows(host.cache_of(kwargs))
             return
         if outputs.gone:
             shorten_states(kwargs, output, outputs.gone)
