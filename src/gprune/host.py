@@ -116,7 +116,10 @@ def _named(function: Callable[..., Any]) -> list[str]:
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
     """The KV cache among arguments by name; None if there is none."""
-    return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
+    for name in CACHES:
+        if (cache := arguments.get(name)) is not None:
+            return cache
+    return None
 
 
 def with_cache(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
@@ -136,10 +139,10 @@ def cache_in(output: Any) -> Any:
 
 def modalities(call: Mapping[str, Any]) -> list[Modality]:
     """The modalities that a forward call carries, as pixels or pre-encoded."""
-    encoded, carried = call.get(ENCODED) or {}, []
+    encoded, carried = call.get(ENCODED), []
     for modality, name in PIXELS.items():
         pixels = call.get(name)
-        if encoded.get(modality) is not None or (pixels is not None and pixels.numel() > 0):
+        if (pixels is not None and pixels.numel() > 0) or (encoded and encoded.get(modality) is not None):
             carried.append(modality)
     return carried
 
@@ -155,7 +158,7 @@ def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
     """Raise UnsupportedModel if a call has a value per token that gprune does not know, and so could not shorten."""
     known = {*_SEQUENCE, *CACHES, *grid_arguments(model)}
     for name in (*map(encoder_name, PIXELS), _SOUND_ENCODER):
-        known.update(_named(getattr(model.base_model, name, _no_encoder)))
+        known.update(_named(getattr(model.base_model, name, _nothing)))
     batch, length = call["input_ids"].shape
     for name, value in call.items():
         if name in known or not isinstance(value, Tensor):
@@ -169,8 +172,8 @@ def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
             )
 
 
-def _no_encoder() -> None:
-    """In the place of an encoder that a model does not have."""
+def _nothing() -> None:
+    """In the place of a method that a model does not have."""
 
 
 # --- KV caches --------------------------------------------------------------------------------------------------------
@@ -206,19 +209,26 @@ def _room_in(layer: Any) -> int:
 _APART = "prefill_length"
 """In layers of a cache that keep all of a prompt and a window of what follows: how many columns the prompt has."""
 
+_APART_KEYS = ("all_keys", "prefill_keys")
+"""What such layers call the keys of their prompts, the first where there are both; other layers have `keys` alone."""
 
-def last_layer(cache: Any) -> tuple[Any, Tensor] | None:
-    """The last layer of a cache that holds every column of a prompt, and its keys of at least those; None if none does.
 
-    The keys are [B, heads, columns, d].
-    """
+def last_layer(cache: Any) -> Any:
+    """The last layer of a cache that holds every column of a prompt; None if none does."""
     for layer in reversed(getattr(cache, "layers", ())):
-        apart = hasattr(layer, _APART)
-        if apart or type(layer) in (DynamicLayer, StaticLayer):
-            names = ("all_keys", "prefill_keys") if apart else ("keys",)
-            keys = next(getattr(layer, name) for name in names if hasattr(layer, name))
-            return None if keys is None else (layer, keys)
+        if hasattr(layer, _APART) or type(layer) in (DynamicLayer, StaticLayer):
+            return layer
     return None
+
+
+def keys_name(layer: Any) -> str:
+    """What such a layer calls its keys [B, heads, columns, d], of at least the prompt; None while it is empty."""
+    return next((name for name in _APART_KEYS if hasattr(layer, name)), "keys")
+
+
+def replaces_keys(layer: Any) -> bool:
+    """Whether whatever is done to a layer of a cache leaves another tensor of keys in it."""
+    return type(layer) is DynamicLayer
 
 
 def shorten_prompt(cache: Any, before: int, after: int) -> None:
@@ -376,6 +386,23 @@ MASK_MAKER = "create_masks_for_generate"
 
 PREPARE = "prepare_inputs_for_generation"
 """The model's method by which `generate()` makes the arguments of forward."""
+
+
+PREFILL = "_prefill"
+"""The model's method by which `generate()` reads what is new to its cache."""
+
+
+def check_prefill(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModel unless `generate()` reads what is new in a method told how, and with which cache."""
+    taken = inspect.signature(getattr(model, PREFILL, _nothing)).parameters
+    for name in ("generation_config", "model_kwargs"):
+        if name not in taken:
+            raise lacks(type(model).__name__, f"{PREFILL} with the argument {name}")
+
+
+def chunk_of(config: Any) -> int | None:
+    """How many tokens of what is new `generate()` reads at a time, by its config; None for all."""
+    return getattr(config, "prefill_chunk_size", None)
 
 
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:

@@ -330,3 +330,67 @@ def test_rows_of_a_later_call_that_lose_different_numbers_of_tokens(name: str) -
         logits = model(**calls[1], **with_cache(cache)).logits[:, -1]
     expected = torch.stack([text_logits(model, joined(*prompts))[-1] for prompts in zip(*kept, strict=True)])
     torch.testing.assert_close(logits, expected, **close)
+
+
+def test_what_a_mask_hid_stays_hidden_in_later_calls_without_one(family: Family, pruner: GPrune) -> None:
+    model, prompt = family.model(), prompt_of(family.inputs(), 1)
+    (kept,) = kept_prompts(family, model, pruner, prompt, BATCH[1:2])
+    asked = question(1, 6)
+    mask = torch.nn.functional.pad(prompt["attention_mask"], (0, 5), value=1)
+    mask[:, -5:-3] = 0
+    positions = mask.cumsum(1)[:, -5:] - 1
+    with pruner(model):
+        cache = cache_of(model(**{name: value for name, value in prompt.items() if name != "attention_mask"}))
+        model(input_ids=asked[:, :5], attention_mask=mask, position_ids=positions, **with_cache(cache))
+        logits = model(input_ids=asked[:, 5:], **with_cache(cache)).logits[0]
+    for token in asked[0, 2:]:
+        kept = kept.followed_by(model, token)
+    torch.testing.assert_close(logits, text_logits(model, kept)[-1:], **close)
+
+
+@pytest.mark.parametrize("name", [*MAIN, "glm4v"])
+def test_tokens_decoded_by_hand_are_taken_back_and_others_follow(name: str) -> None:
+    """Also after a call that failed half way, and whether the caller tells positions and mask or not."""
+    family, pruner = FAMILIES[name], GPrune(keep=0.4)
+    model, prompt = family.model(), prompt_of(family.inputs(), 1)
+    (kept,) = kept_prompts(family, model, pruner, prompt, BATCH[1:2])
+    length, tokens = prompt["input_ids"].shape[1], question(1, 5)
+    with pruner(model):
+        cache = cache_of(model(**prompt))
+        for token in (3, 4, 5):
+            model(input_ids=torch.tensor([[token]]), **with_cache(cache))
+        with pytest.raises(IndexError):
+            model(input_ids=torch.tensor([[10**6]]), **with_cache(cache))
+        cache.crop(-3)
+        for place, token in enumerate(tokens.split(1, dim=1)):
+            told = {"attention_mask": torch.ones(1, length + place + 1, dtype=torch.long)} if place % 2 else {}
+            logits = model(input_ids=token, **told, **with_cache(cache)).logits[0, -1]
+            kept = kept.followed_by(model, token[0, 0])
+            torch.testing.assert_close(logits, text_logits(model, kept)[-1], **close)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("chunk", [1, 5, 500])
+def test_a_pruned_cache_goes_on_in_one_piece(name: str, chunk: int) -> None:
+    """Of a chunk generate() takes the positions by the columns of the cache, whatever it is handed."""
+    family = FAMILIES[name]
+    model, prompt = family.model(), prompt_of(family.inputs(), 1)
+    with GPrune(keep=0.4)(model):
+        turn = model.generate(**prompt, **GREEDY)
+        ids = torch.cat([turn.sequences, question(1, 9)], dim=1)
+        for given in (ids, ids[:, turn.sequences.shape[1] - 1 :]):
+            way = {"attention_mask": torch.ones_like(ids), **with_cache(copy.deepcopy(cache_of(turn)))}
+            with pytest.raises(ValueError, match=f"pruned cache in chunks of {chunk} tokens.*leave prefill_chunk_size"):
+                model.generate(given, **way, prefill_chunk_size=chunk, **GREEDY)
+
+
+def test_an_unpruned_cache_goes_on_in_chunks(family: Family) -> None:
+    model, prompt = family.model(), prompt_of(family.inputs(), 1)
+    with GPrune(keep=10**6)(model):
+        turn = model.generate(**prompt, **GREEDY)
+        ids = torch.cat([turn.sequences, question(1, 9)], dim=1)
+        outputs = [
+            model.generate(ids, **with_cache(copy.deepcopy(cache_of(turn))), prefill_chunk_size=chunk, **GREEDY)
+            for chunk in (None, 4)
+        ]
+    torch.testing.assert_close(*(torch.cat(output.logits) for output in outputs), **close)

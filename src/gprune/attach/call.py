@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .. import host
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from .run import Run
 
 NO_IMAGES = f"{NO_IDS}; images cannot be pruned so, nor a pruned cache continued; pass input_ids"
+
+_NOT_TEXT = frozenset((host.ENCODED, "inputs_embeds", *host.PIXELS.values()))
+"""Arguments with more than text."""
+
+_TYPES = frozenset(host.TOKEN_TYPES)
 
 
 def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheState | None) -> dict[str, Any] | None:
@@ -112,21 +118,20 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     visual = torch.isin(call["input_ids"], call["input_ids"].new_tensor(host.placeholders(model.config)))
     ends = torch.arange(cached + 1, cached + 1 + visual.shape[1], device=visual.device)
     solid = torch.where(visual, ends, 0).amax()
-    outputs.conversation.state = CacheState(columns.mask, dropped, after, shift, solid)
+    full, shifted = bool(columns.mask.all()), state.shifted or run.selector.positions == "contiguous"
+    outputs.conversation.state = CacheState(columns.mask, dropped, after, shift, solid, full, shifted)
     outputs.gone = dropped
     return _rewritten(call, outputs, columns)
 
 
 @torch.compiler.disable
-def go_on(
-    model: PreTrainedModel, call: dict[str, Any], cache: Any, conversation: Conversation, cached: int
-) -> dict[str, Any]:
-    """Rewrite a forward call that goes on with a pruned cache of so many columns, by text alone.
+def go_on(model: PreTrainedModel, call: dict[str, Any], cache: Any, conversation: Conversation) -> dict[str, Any]:
+    """Rewrite a forward call that goes on with a pruned cache, by text alone.
 
     Raises:
         ValueError: it does not fit the cache.
     """
-    state = conversation.state
+    state, cached = conversation.state, host.columns_of(cache)
     assert state is not None
     if call.get("input_ids") is None:
         raise ValueError(NO_IMAGES)
@@ -134,37 +139,49 @@ def go_on(
     call = own_types(skip_replayed(model, call, state, cached))
     columns = read_columns(model, call, state, cached, visual=False)
     after = next_position(columns.positions, columns.new, otherwise=state.start(cached))
-    conversation.state = replace(state, mask=columns.mask, next_position=after).for_static(cache)
+    full = state.full and call.get("attention_mask") is None
+    conversation.state = replace(state, mask=columns.mask, next_position=after, full=full).for_static(cache)
     outputs = EncoderOutputs(call.get(host.ENCODED) or {})
     outputs.conversation, outputs.cache, outputs.gone = conversation, cache, state.dropped
     return _rewritten(call, outputs, replace(columns, positions=columns.positions - state.shift))
 
 
-@torch.compiler.disable
-def decode(call: dict[str, Any], cache: Any, conversation: Conversation, cached: int) -> dict[str, Any] | None:
-    """What `go_on` makes of a call with one token a row, as almost all are; None if it is not as simple as most."""
-    ids, mask, positions = call.get("input_ids"), call.get("attention_mask"), call.get("position_ids")
-    state = conversation.state
-    assert state is not None
-    if ids is None or ids.shape[1] != 1 or state.shift.ndim != 2 or state.mask.shape != (len(ids), cached):
+def decode(call: dict[str, Any], cache: Any, conversation: Conversation) -> dict[str, Any] | None:
+    """What `go_on` makes of a call with one token a row, as almost all are; None if it is not as simple as most.
+
+    What lies on the cache says already that text comes after its columns, and is left as it is. Where the rows are
+    full, and the caller numbers their text as the LLM is told it, the call is passed on with nothing computed.
+    """
+    ids, state = call.get("input_ids"), conversation.state
+    if state is None or state.static is not None or ids is None or ids.shape != state.token_shape:
         return None
-    if any(call.get(name) is not None for name in ("inputs_embeds", *host.TOKEN_TYPES)):
+    if not _NOT_TEXT.isdisjoint(call) and any(call.get(name) is not None for name in _NOT_TEXT):
         return None
-    if mask is None:
-        new = torch.ones_like(ids, dtype=torch.bool)
-    elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] in (cached + 1, cached + 1 + state.dropped):
-        new = mask[:, -1:].to(ids.device, torch.bool)
-    else:
-        return None
-    if positions is None:
-        positions = state.next_position
-    after = torch.where(new, positions + 1, state.next_position)
-    conversation.state = state = replace(state, mask=torch.cat([state.mask, new], dim=1), next_position=after)
     outputs = EncoderOutputs()
     outputs.conversation, outputs.cache = conversation, cache
-    # The mask is never left out: without it and without a cache, gaps in position ids mean packed sequences.
-    shown = {"attention_mask": state.mask, "position_ids": positions - state.shift}
-    return {**call, **shown, host.ENCODED: outputs}
+    decoded = {**call, host.ENCODED: outputs}
+    mask, positions = call.get("attention_mask"), call.get("position_ids")
+    if mask is not None or not state.full:
+        decoded["attention_mask"] = mask = state.shown(mask, host.columns_of(cache))
+        if mask is None:
+            return None
+    if positions is None:
+        decoded["position_ids"] = state.start(host.columns_of(cache)) - state.shift
+    elif positions.ndim != state.shift.ndim:
+        return None
+    elif positions.ndim == 3:
+        if len(positions) != 4:
+            return None
+        decoded["position_ids"] = positions[:1] + state.offset
+    elif state.offset is not None:
+        decoded["position_ids"] = positions + state.offset
+    if conversation.rows is not None:
+        conversation.rows.keys = None  # until there are new ones nobody else may hold these
+    for name in _TYPES.intersection(call):  # as `own_types` and `all_types` do
+        if (types := call[name]) is not None:
+            before = 0 if name == host.EXPERT_TYPES else host.columns_of(cache)
+            decoded[name] = pad(types[:, -1:], (before, 0))
+    return decoded
 
 
 def _rewritten(call: dict[str, Any], outputs: EncoderOutputs, columns: TokenColumns) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def skip_replayed(model: PreTrainedModel, call: dict[str, Any], state: CacheStat
     if tokens is None:
         return call
     first = 0 if mask is None else int(mask[0, -ids.shape[1] :].long().argmax())
-    expected = state.next_position.reshape(-1, 1)[0] + cached - state.mask.shape[1]
+    expected = state.next_position.reshape(-1, 1)[0] + cached - state.columns
     if int(tokens[0, first]) >= int(expected):
         return call
     return _without_first(call, state.dropped)
@@ -93,7 +93,7 @@ class NewInputs:
         inputs = self.prepare(input_ids, *args, **kwargs)
         cache, positions = host.cache_of(inputs), kwargs.get("position_ids")
         cached = host.columns_of(cache)
-        conversation = conversation_of(cache, cached)
+        conversation = conversation_of(cache)
         ids = inputs.get("input_ids")
         if conversation is None or conversation.state is None or ids is None or positions is None:
             return inputs
@@ -109,6 +109,38 @@ class NewInputs:
         return _without_first(inputs, old) if old else inputs
 
 
+class WholePrefill:
+    """How `generate()` reads what is new, in families that `NewInputs` does not look after: never in chunks.
+
+    It cuts position ids for them by the columns of the cache, of which a pruned one has fewer than its text.
+
+    Args:
+        prefill: the method of the model.
+        hooks: of the model.
+    """
+
+    def __init__(self, prefill: Callable[..., Any], hooks: Hooks) -> None:
+        self.prefill, self.hooks = prefill, hooks
+        self.__signature__ = inspect.signature(prefill)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model itself returns.
+
+        Raises:
+            ValueError: it goes on with a pruned cache in chunks.
+        """
+        arguments = self.__signature__.bind(*args, **kwargs).arguments
+        chunk = host.chunk_of(arguments["generation_config"])
+        conversation = None if chunk is None else conversation_of(host.cache_of(arguments["model_kwargs"]))
+        if conversation is not None and conversation.state is not None and conversation.state.dropped:
+            raise ValueError(
+                f"generate() goes on with a pruned cache in chunks of {chunk} tokens, for which it would take the "
+                f"positions of {conversation.state.dropped} tokens before, which were dropped; accepted is what is "
+                f"new as a whole; leave prefill_chunk_size out"
+            )
+        return self.prefill(*args, **kwargs)
+
+
 def read_columns(
     model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int, visual: bool
 ) -> TokenColumns:
@@ -122,7 +154,7 @@ def read_columns(
     """
     ids, mask = call["input_ids"], call.get("attention_mask")
     batch, length = ids.shape
-    later = cached - state.mask.shape[1]
+    later = cached - state.columns
     if mask is None:
         told = torch.ones(batch, later + length, dtype=torch.bool, device=ids.device)
     else:

@@ -9,13 +9,15 @@ the last key of its prompt, in a layer that has read all of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import UnsupportedModel
-from ..host import capacity_of, columns_of, counter_of, last_layer
+from ..host import capacity_of, columns_of, counter_of, keys_name, last_layer, replaces_keys
 from .llm_columns import take_rows
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class CacheState:
         shift: int64 [..., B, 1], the caller's position ids minus the LLM's after these columns: not 0 where the
             LLM's leave no gaps for dropped tokens.
         solid: int64 [], the first column after which all are text; the cache can be cropped to no fewer.
+        full: whether all of these columns hold a token.
+        shifted: whether `shift` may be anything but 0.
         static: only for a static cache.
     """
 
@@ -86,11 +90,44 @@ class CacheState:
     next_position: Tensor
     shift: Tensor
     solid: Tensor
+    full: bool = False
+    shifted: bool = False
     static: StaticDecode | None = None
+
+    @cached_property
+    def columns(self) -> int:
+        """How many columns are described: M."""
+        return self.mask.shape[1]
+
+    @cached_property
+    def token_shape(self) -> tuple[int, int]:
+        """That of input_ids with one token a row: (B, 1)."""
+        return self.mask.shape[0], 1
+
+    @cached_property
+    def offset(self) -> Tensor | None:
+        """int64 [..., B, 1]: the LLM's position ids of text after these columns, minus the caller's row of tokens.
+
+        None where both number along one axis alike.
+        """
+        if self.shift.ndim == 3:
+            return self.next_position - self.next_position[:1] - self.shift
+        return -self.shift if self.shifted else None
 
     def start(self, cached: int) -> Tensor:
         """int64 [..., B, 1]: the caller's position id of the next token, when `cached` columns are in the cache."""
-        return self.next_position + (cached - self.mask.shape[1])
+        return self.next_position + (cached - self.columns)
+
+    def shown(self, mask: Tensor | None, cached: int) -> Tensor | None:
+        """bool [B, cached + 1]: the attention mask of one more column, of which the caller gave this mask.
+
+        None if it is of none of the shapes that it can have.
+        """
+        if mask is None:
+            return pad(self.mask, (0, cached + 1 - self.columns), value=True)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] - cached - 1 not in (0, self.dropped):
+            return None
+        return torch.cat([self.mask, mask[:, self.columns - cached - 1 :].to(self.mask)], dim=1)
 
     def cropped(self, cached: int) -> CacheState:
         """That of a cache of which only so many columns are left.
@@ -119,22 +156,28 @@ class CacheState:
         """The same, with what decoding needs if the cache is static."""
         if (capacity := capacity_of(cache)) is None:
             return self
-        columns = self.mask.shape[1]
-        mask = torch.nn.functional.pad(self.mask, (0, capacity - columns), value=True)
-        return replace(self, static=StaticDecode(mask, self.next_position - self.shift - columns))
+        mask = pad(self.mask, (0, capacity - self.columns), value=True)
+        return replace(self, static=StaticDecode(mask, self.next_position - self.shift - self.columns))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rows:
     """The rows that a cache held when it was last looked at.
 
     Args:
-        keys: those it held them in; others in their place mean that something was done to the cache.
+        layer: of the cache, that tells them.
+        name: what it calls its keys.
+        keys: those it held them in; others in their place mean that something was done to the cache. None while a call
+            is under way.
+        told: whether nothing can be done to the cache that leaves them there.
         column: of the keys, whose value marks a row.
         marks: [B, d], the value.
     """
 
-    keys: Tensor
+    layer: Any
+    name: str
+    keys: Tensor | None
+    told: bool
     column: int
     marks: Tensor
 
@@ -181,17 +224,18 @@ class Conversation:
         """
         if self.state is not None:
             self.state = self.state.for_static(cache)
-        if (found := last_layer(cache)) is not None:
-            layer, keys = found
+        layer = last_layer(cache)
+        name = keys_name(layer)
+        if (keys := getattr(layer, name, None)) is not None:
             # Some layers hold no more than the first prompt, which tells rows as well.
             column = min(max(columns_of(layer) - last, 0), keys.shape[-2] - 1)
-            self.rows = Rows(keys, column, keys[:, 0, column])
+            self.rows = Rows(layer, name, keys, replaces_keys(layer), column, keys[:, 0, column].clone())
         setattr(cache, _ATTRIBUTE, self)
 
-    def mark(self, cache: Any) -> None:
-        """Remember which keys its rows have as the cache comes out of a later call."""
-        if self.rows is not None and (found := last_layer(cache)) is not None:
-            self.rows = Rows(found[1], self.rows.column, self.rows.marks)
+    def mark(self) -> None:
+        """Remember which keys the rows of the cache have, as it comes out of a later call."""
+        if self.rows is not None:
+            self.rows.keys = getattr(self.rows.layer, self.rows.name)
 
     def follow(self, cache: Any, keys: Tensor) -> None:
         """Bring what is remembered into the order of the rows of the cache, which has these keys now."""
@@ -199,14 +243,21 @@ class Conversation:
         rows = self.rows.moved(keys)
         if rows is None:
             return
-        self.rows = Rows(keys, self.rows.column, keys[:, 0, self.rows.column])
+        self.rows.keys, self.rows.marks = keys, keys[:, 0, self.rows.column].clone()
         take_rows(cache, rows)
         if self.state is not None:
             self.state = self.state.taken(rows).for_static(cache)
 
 
-def conversation_of(cache: Any, cached: int) -> Conversation | None:
-    """What lies on a cache of so many columns; None if it was not filled by a call that began under a run.
+def mark_rows(cache: Any) -> None:
+    """Remember which keys the rows of a cache have, as it comes out of a call, if a conversation lies on it."""
+    conversation: Conversation | None = getattr(cache, _ATTRIBUTE, None)
+    if conversation is not None:
+        conversation.mark()
+
+
+def conversation_of(cache: Any) -> Conversation | None:
+    """What lies on a cache; None if it was not filled by a call that began under a run.
 
     It is brought into the order of the cache's rows and to its length, where its user changed those. A cache that was
     emptied, to be used again, is no conversation any more.
@@ -217,13 +268,15 @@ def conversation_of(cache: Any, cached: int) -> Conversation | None:
     conversation: Conversation | None = getattr(cache, _ATTRIBUTE, None)
     if conversation is None or torch.compiler.is_compiling():  # compiled code only decodes
         return conversation
-    if not cached:
+    rows = conversation.rows
+    keys = None if rows is None else getattr(rows.layer, rows.name)
+    if rows is not None and rows.told and keys is not None and keys is rows.keys:
+        return conversation
+    if not (cached := columns_of(cache)):
         delattr(cache, _ATTRIBUTE)
         return None
-    if conversation.rows is not None:
-        found = last_layer(cache)
-        if found is not None and found[1] is not conversation.rows.keys:
-            conversation.follow(cache, found[1])
-    if conversation.state is not None and cached < conversation.state.mask.shape[1]:
+    if rows is not None and keys is not None and keys is not rows.keys:
+        conversation.follow(cache, keys)
+    if conversation.state is not None and cached < conversation.state.columns:
         conversation.state = conversation.state.cropped(cached)
     return conversation

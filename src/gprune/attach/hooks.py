@@ -23,7 +23,7 @@ from ..errors import AmbiguousRun
 from .assisted import shorten_states
 from .call import decode, go_on, prune
 from .call_checks import NO_IDS, check_continuation, check_known_cache
-from .conversation import Conversation, conversation_of
+from .conversation import Conversation, conversation_of, mark_rows
 from .encoding import EncoderOutputs, encoded_by
 from .groups import GROUPS
 
@@ -124,18 +124,21 @@ class Hooks:
         cache = host.cache_of(call)
         if cache is None:
             host.check_arguments(call)
-        cached = host.columns_of(cache)
-        conversation = conversation_of(cache, cached)
+        conversation, compiling = conversation_of(cache), torch.compiler.is_compiling()
+        if conversation is not None and not compiling:
+            decoded = decode(call, cache, conversation)
+            if decoded is not None:
+                return (), decoded
         if host.modalities(call):
             return self._prune(call, conversation)
         if conversation is None or conversation.state is None:
-            if not torch.compiler.is_compiling():  # what is compiled has a state
+            if not compiling:  # what is compiled has a state
                 self._check_text(call, conversation)
             return None
         ids, state = call.get("input_ids"), conversation.state
         if state.static is not None and ids is not None and ids.shape[1] == 1:
             return (), {**call, **state.static.arguments(cache)}
-        return (), decode(call, cache, conversation, cached) or go_on(self.model, call, cache, conversation, cached)
+        return (), go_on(self.model, call, cache, conversation)
 
     @torch.compiler.disable
     def _prune(
@@ -161,14 +164,12 @@ class Hooks:
         outputs = kwargs.get(host.ENCODED)
         if not isinstance(outputs, EncoderOutputs):
             if not torch.compiler.is_compiling():
-                cache = host.cache_of(kwargs)
-                if (conversation := conversation_of(cache, host.columns_of(cache))) is not None:
-                    conversation.mark(cache)
+                mark_rows(host.cache_of(kwargs))
             return
         if outputs.gone:
             shorten_states(kwargs, output, outputs.gone)
         if outputs.cache is not None:
-            outputs.conversation.mark(outputs.cache)
+            outputs.conversation.mark()
             outputs.cache = None  # the base model, called by the model, comes first
         elif outputs.run is not None:
             self._remember(outputs.conversation, kwargs, output)
@@ -177,7 +178,7 @@ class Hooks:
     def _remember(self, conversation: Conversation, call: dict[str, Any], output: Any) -> None:
         cache = host.cache_of(call) or host.cache_in(output)
         if conversation.state is not None:
-            _PREFILL.set((weakref.ref(self), conversation.state.mask.shape[1]))
+            _PREFILL.set((weakref.ref(self), conversation.state.columns))
         if cache is not None:
             # Drafted tokens come after the prompt's last, whose logits are asked for too; they may be taken back.
             wanted = call.get(host.LOGITS)
@@ -185,8 +186,7 @@ class Hooks:
 
     def masks(self, attention_mask: Tensor | None = None, **others: Any) -> Any:
         """Leave the mask of pruned columns 2-D, where `generate()` prepares a 4-D one for a static cache."""
-        cache = host.cache_of(others)
-        conversation = conversation_of(cache, host.columns_of(cache))
+        conversation = conversation_of(host.cache_of(others))
         pruned = conversation is not None and conversation.state is not None
         if pruned or (host.first_step(others) and self.in_force() is not None):
             return attention_mask

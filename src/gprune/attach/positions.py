@@ -72,7 +72,7 @@ def read_positions(
         positions = start + torch.arange(length, device=new.device) if given is None else given
         return positions.expand(*positions.shape[:-2], batch, length)
 
-    cached = bool(state.mask.shape[1])
+    cached = bool(state.columns)
     if visual and given is not None and given.ndim == 3 and _like_text(given, cached):
         raise ValueError(
             "position_ids of shape [1, batch, length] number images like text, as generate() does in "
