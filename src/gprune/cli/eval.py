@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from .loading import EMBEDDED
-from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .options import Keeps, Methods, Model, checking_input, read_list, read_pruners
+from .measuring import Bars, make_folder, possible_cells
+from .options import Keeps, Methods, Model, checking_input, read_list, read_pruners, say_left_out
+from .printing import print_markdown
 
 PAPER_TASKS = "gqa,vqav2_val,mme,pope,mmbench_en_dev_static,chartqa,docvqa_val,textvqa_val"
 """The eight of the paper's Table 1."""
@@ -82,4 +83,4 @@ def evaluate(
     if is_first():
         table = markdown(cells, left_out)
         (output / "table.md").write_text(table)
-        print(table, end="")
+        print_markdown(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,12 +55,6 @@ def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) 
     if reasons and all(key.method == BASELINE for key in possible):
         raise WrongInput(reasons[0])
     return possible, list(dict.fromkeys(reasons))
-
-
-def say_left_out(reasons: Sequence[str]) -> None:
-    """What is not measured, on standard error."""
-    for reason in reasons:
-        print(f"gprune: left out, {reason}", file=sys.stderr)
 
 
 class Bars:

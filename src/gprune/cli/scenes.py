@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from .loading import EMBEDDED
-from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .options import Keeps, Methods, Model, WrongInput, checking_input, print_json, read_list, read_pruners
+from .measuring import Bars, make_folder, possible_cells
+from .options import Keeps, Methods, Model, WrongInput, checking_input, read_list, read_pruners, say_left_out
+from .printing import print_json, print_markdown
 
 
 def scenes(
@@ -36,7 +37,7 @@ def scenes(
         typer.Option("-o", "--output", help="Folder of the results; what is finished there is not run again."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list of cells, or of samples, and nothing else.")
+        bool, typer.Option("--json", help="Print cells, or samples, as JSON, one in each line, and nothing else.")
     ] = False,
 ) -> None:
     """Measure methods on the embedded benchmark: accuracy per category, beside the unpruned model.
@@ -77,9 +78,9 @@ def scenes(
     if output is not None:
         (output / "table.md").write_text(table)
     if as_json:
-        print_json([asdict(cell) for cell in cells])
+        print_json(asdict(cell) for cell in cells)
     else:
-        print(table, end="")
+        print_markdown(table)
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:
