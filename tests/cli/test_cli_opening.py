@@ -83,7 +83,7 @@ def test_what_a_server_does_not_give(run: Run, nothing_loads: None, address: str
 def test_what_is_too_large_is_not_read_to_its_end(
     run: Run, nothing_loads: None, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "MAX_BYTES", 1000)
+    monkeypatch.setattr(opening, "MAX_RECEIVED", 1000)
     result = run("ask", f"{address}/picture.png", "hi")
     assert result.code == 2 and "has more than 1,000 bytes" in result.err
 

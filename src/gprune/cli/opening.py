@@ -13,7 +13,7 @@ from .options import WrongInput, checking_input
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_BYTES = 1 << 26
+MAX_RECEIVED = 1 << 26
 """Of a picture that is downloaded or piped in."""
 SILENCE = 20.0
 """Seconds that a server may be silent."""
@@ -30,7 +30,7 @@ def open_given(name: str) -> Image.Image:
         name: path of a file, an http or https URL, or "-" for standard input.
 
     Raises:
-        WrongInput: it is no picture that can be opened, it has more than `MAX_BYTES`, or a server does not give it.
+        WrongInput: it is no picture that can be opened, it has more than `MAX_RECEIVED`, or a server does not give it.
     """
     from ..images import open_image
 
@@ -73,12 +73,12 @@ def _downloaded(url: str) -> bytes:
 
 
 def _limited(stream: IO[bytes], name: str, end: float = float("inf")) -> bytes:
-    """All of a stream, unless it has more than `MAX_BYTES` or goes on after a moment of the monotonic clock."""
+    """All of a stream, unless it has more than `MAX_RECEIVED` or goes on after a moment of the monotonic clock."""
     found = bytearray()
     while piece := stream.read1(1 << 16):  # type: ignore[attr-defined]
         found += piece
-        if len(found) > MAX_BYTES:
-            raise WrongInput(f"{name} has more than {MAX_BYTES:,} bytes, as many as are accepted; shrink the picture")
+        if len(found) > MAX_RECEIVED:
+            raise WrongInput(f"{name} has more than {MAX_RECEIVED:,} bytes, the most that is accepted; shrink it")
         if time.monotonic() > end:
             raise WrongInput(f"{name} is not there after {DOWNLOAD:g} seconds; download it and give the file")
     return bytes(found)
