@@ -137,6 +137,7 @@ def test_without_json_the_answer_and_a_table_are_printed(run: Run, photos: dict[
     lines = result.out.splitlines()
     assert lines[0].startswith("none: ") and any(line.startswith("auto keep=0.5: ") for line in lines)
     assert "FLOPs and KV cache: up to the first new token." in result.out
+    assert "Among the visual tokens are 10 ends of rows or the like" in result.out  # of a grid of 10 x 16
     assert Image.open("kept.png").format == "PNG"
 
 

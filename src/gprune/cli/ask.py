@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..answering import Reply
+    from ..attach import ImageReport
     from ..cost import Cost
     from ..pruners import Method
 
@@ -56,7 +57,7 @@ def ask(
 
     Example: `gprune ask photo.jpg "what color is the star?" --keep 0.3 --compare --picture kept.png`
     """
-    runs = [*([baseline()] if compare else []), *read_runs(method, keep)]
+    runs, _ = read_runs(method, keep)
     if not question.strip():
         raise WrongInput("the question is empty; accepted is any text; write it after the pictures, in quotes")
     if picture is not None:
@@ -73,12 +74,13 @@ def ask(
     from ..cost import cost_of_prompt
 
     net, processor = load_model(model)
-    runs, _ = possible(net, runs)
+    runs, _ = possible(net, [*([baseline()] if compare else []), *runs])
     if model == EMBEDDED:
         _say_unlike(images, pictures)
     with checking_input():
         inputs = build_inputs(net, processor, [(pictures, question)])
     rows, reports, failed = [], [], []
+    answered: Sequence[ImageReport] = ()
     for name, pruner in runs:
         try:
             spent = cost_of_prompt(net, inputs, [(each.height, each.width) for each in pictures], pruner)
@@ -94,6 +96,7 @@ def ask(
         except GpruneError as error:
             failed.append(f"{name}: {error}")
             continue
+        answered = answer.images or answered
         reports += [(f"{name} keep={pruner.keep}", report) for report in answer.images[:1]]
         rows.append(_row(name, pruner, answer, spent))
     if not rows:
@@ -109,6 +112,8 @@ def ask(
     else:
         columns = ("method", "keep", "visual", "prompt", "GFLOPs", "KV cache", "seconds")
         caption = "FLOPs and KV cache: up to the first new token. Seconds: the whole answer."
+        if fixed := sum(report.fixed for report in answered):
+            caption += f" Among the visual tokens are {fixed} ends of rows or the like, all kept before the LLM."
         print_table(columns, [_cells(row) for row in rows], caption)
 
 

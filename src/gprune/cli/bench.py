@@ -69,7 +69,7 @@ def bench(
 
     Example: `gprune bench --model llava-next-8b --method gprune,fastv --keep 0.3 --batch-size 1,8`
     """
-    runs = [baseline(), *read_runs(method, keep)]
+    runs, untaken = read_runs(method, keep)
     batches = read_list(batch_size, "batch-size", _positive)
     sizes = read_list(image_size, "image-size", _image_size)
     files = [] if output is None else output_files(output)
@@ -83,8 +83,8 @@ def bench(
     if attention is not None:
         with checking_input():
             net.set_attn_implementation(attention)
-    runs, reasons = possible(net, runs)
-    left_out = list(dict.fromkeys(reasons))  # often the same at every ratio
+    runs, reasons = possible(net, [baseline(), *runs])
+    left_out = list(dict.fromkeys([*untaken, *reasons]))  # often the same at every ratio
     with progress_bar() as progress:
         task = progress.add_task("", total=len(settings) * len(runs) * (repeats + 1))
 

@@ -43,7 +43,7 @@ def cost(
 
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
-    runs = [baseline(), *read_runs(method, keep)]
+    runs, _ = read_runs(method, keep)
     sizes = read_list(image_size, "image-size", read_size)
     from ..cost import cost as count
     from ..cost import countable
@@ -53,7 +53,7 @@ def cost(
     config = model if model in ARCHITECTURES else config_of(model, *accepted)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
-    for name, pruner in runs:
+    for name, pruner in (baseline(), *runs):
         try:
             with checking_input():
                 spent = count(config, sizes, text_tokens, pruner)

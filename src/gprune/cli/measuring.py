@@ -15,7 +15,9 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..evaluate.cells import Cell, Key
     from ..evaluate.items import Query
+    from ..pruners import Method
     from ..scenes.scene import Split
+    from ..tokens import Keep
 
 
 def make_folder(folder: Path) -> Path:
@@ -40,6 +42,21 @@ def scene_items(model: str, questions: list[str] | None, count: int, split: Spli
 
     shown = samples(split, count)
     return [([each.picture], asked) for each in shown for asked in questions or [each.question.question]]
+
+
+def keys_of(
+    runs: Sequence[tuple[str, Method]], model: str, tasks: Sequence[str], *, seeds: int, limit: int | None
+) -> list[Key]:
+    """Of every task the unpruned model and each run; see `gprune.evaluate.runs.keys`."""
+    from ..evaluate.runs import keys
+
+    budgets: dict[str, list[Keep]] = {}
+    for name, method in runs:
+        budgets.setdefault(name, []).append(method.keep)
+    wanted = [
+        key for each in budgets.items() for key in keys(model, tasks, each[:1], each[1], seeds=seeds, limit=limit)
+    ]
+    return sorted({key.name: key for key in wanted}.values(), key=lambda key: tasks.index(key.task))
 
 
 def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) -> tuple[list[Key], list[str]]:

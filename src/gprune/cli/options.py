@@ -82,8 +82,8 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
         return runs
 
 
-def read_runs(methods: str, keeps: str) -> list[tuple[str, Method]]:
-    """`read_pruners` for pictures without masks; a budget that a method cannot take is left out, and it is said why.
+def read_runs(methods: str, keeps: str, *, masked: bool = False) -> tuple[list[tuple[str, Method]], list[str]]:
+    """`read_pruners`, but a budget that a method cannot take is left out, with the reason, which is said too.
 
     Raises:
         WrongInput: an unknown method, a wrong setting or budget, or not one method that takes a budget.
@@ -98,17 +98,18 @@ def read_runs(methods: str, keeps: str) -> list[tuple[str, Method]]:
     with checking_input():
         for keep in budgets:
             check_value("keep", keep, OwnBudget())
-        for name in _named(methods, masked=False):
+        for name in _named(methods, masked=masked):
             parse_pruner(name, 1.0)  # which every method takes: what is wrong with it is in its name or settings
             for keep in budgets:
                 try:
                     pruner = parse_pruner(name, keep)
-                    check_has_mask(pruner)
+                    if not masked:
+                        check_has_mask(pruner)
                 except GpruneError as error:
                     reasons.append(f"{name}: {error}")
                 else:
                     found.append((name, pruner))
-    return _those_left(found, reasons)
+    return _those_left(found, reasons), reasons
 
 
 def _named(methods: str, *, masked: bool) -> list[str]:

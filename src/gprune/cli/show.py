@@ -51,7 +51,7 @@ def show(
 
     Example: `gprune show photo.jpg --keep 0.5,0.3,0.1 --iterations 0,1,2,5 -o kept.png`
     """
-    runs = read_runs(method, keep)
+    runs, _ = read_runs(method, keep)
     if all(pruner.acts == "nowhere" for _, pruner in runs):
         raise WrongInput("method none keeps every token, so that there is nothing to show; give another")
     steps = [] if iterations is None else read_list(iterations, "iterations", read_whole)
