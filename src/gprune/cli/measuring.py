@@ -54,7 +54,7 @@ def keys_of(
     for name, method in runs:
         budgets.setdefault(name, []).append(method.keep)
     wanted = [
-        key for each in budgets.items() for key in keys(model, tasks, each[:1], each[1], seeds=seeds, limit=limit)
+        key for name, found in budgets.items() for key in keys(model, tasks, [name], found, seeds=seeds, limit=limit)
     ]
     return sorted({key.name: key for key in wanted}.values(), key=lambda key: tasks.index(key.task))
 
