@@ -100,7 +100,7 @@ def finish(name: str, table: Path, output: Path, actors: int) -> Row:
     started = time.perf_counter()
     done = subprocess.run(command(table, output, actors), stdout=subprocess.PIPE, check=True)
     seconds = time.perf_counter() - started
-    [summary] = json.loads(done.stdout)
+    summary = json.loads(done.stdout)
     start = summary["start_seconds"] + seconds - summary["seconds"]  # with that of Python
     answered = summary["rows"] - summary["before"]
     return Row(name, answered, summary["before"], seconds, start, answered / (seconds - start))

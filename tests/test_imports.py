@@ -26,8 +26,8 @@ FLOORS: list[set[str]] = [
 ]
 """From the ground up. Rooms of one floor may import each other, as long as no circle comes of it."""
 
-SUGAR = {("pruners", "attach"), ("models", "scenes"), ("spec", "scenes")}
-"""Inside functions, when they are called: `pruner(model)`, and the names of what is in the package."""
+SUGAR = {("pruners", "attach"), ("attach", "draw"), ("models", "scenes"), ("spec", "scenes")}
+"""Inside functions, when they are called: `pruner(model)`, `report.show(image)`, and what the package has by name."""
 
 
 def rooms_of(file: Path) -> tuple[str, set[str]]:

@@ -1,7 +1,11 @@
 """Training-free pruning of the visual tokens of multimodal LLMs, by graph (G-Prune) and by other methods.
 
-with GPrune(keep=0.3)(model):
-    model.generate(**inputs)
+model, processor = load("embedded")  # or the hub id or folder of a checkpoint
+inputs = build_inputs(model, processor, [([open_image("photo.jpg")], "What is shown here?")])
+with GPrune(keep=0.3)(model) as run:
+    output = model.generate(**inputs, max_new_tokens=64)
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+print(run.images[0])  # what was kept; run.images[0].show(picture) draws it
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from .errors import AmbiguousRun, BadType, BadValue, Diverged, GpruneError, UnfitSettings, UnsupportedModel
     from .evaluate.fidelity import fidelity
     from .fitting import FitSettings, Fitted, fit
+    from .images import open_image
+    from .models import load
+    from .prompt import build_inputs
     from .pruners import (
         BAT,
         DART,
@@ -135,11 +142,14 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "ZeroTPrune",
+    "build_inputs",
     "cover",
     "fidelity",
     "fit",
     "get_pruner",
     "kept_count",
+    "load",
+    "open_image",
     "refusal",
     "verify",
 ]
@@ -149,6 +159,9 @@ _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
     "evaluate.fidelity": ("fidelity",),
     "fitting": ("FitSettings", "Fitted", "fit"),
+    "images": ("open_image",),
+    "models": ("load",),
+    "prompt": ("build_inputs",),
     "errors": ("AmbiguousRun", "BadType", "BadValue", "Diverged", "GpruneError", "UnfitSettings", "UnsupportedModel"),
     "tokens": ("Cover", "Keep", "View", "VisualTokens", "cover", "kept_count"),
 }
@@ -160,3 +173,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ROOMS.items() if name in names), "pruners")
     return getattr(import_module(f".{room}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """What there is, imported or not, for `dir`, `help` and completion."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

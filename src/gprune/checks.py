@@ -106,6 +106,11 @@ def setting(default: _T, accepted: Accepted) -> _T:
     return field(default=default, metadata={"accepted": accepted})
 
 
+def _plain(value: Any) -> Any:
+    """The number of Python in a scalar of numpy or PyTorch; None for anything else."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else None
+
+
 def check_settings(owner: Any) -> None:
     """Raise BadType or BadValue unless every `setting` of a dataclass's instance is accepted."""
     for each in fields(owner):
@@ -120,6 +125,8 @@ def check_value(name: str, value: Any, accepted: Accepted, default: Any = None) 
     counts = bool in accepted.kinds or not isinstance(value, bool)
     if not counts or not isinstance(value, accepted.kinds):
         kind = type(value).__name__
+        if isinstance(plain := _plain(value), accepted.kinds):
+            advice = f"accepted is {accepted}, of Python itself; pass {plain!r}, which .item() gives"
         raise BadType(f"{name}={value!r} is {'an' if kind == 'int' else 'a'} {kind}; {advice}")
     if value not in accepted:
         raise BadValue(f"{name}={value!r} {accepted.finding(value)}; {advice}")

@@ -23,10 +23,12 @@ except ImportError as error:
 Titled = tuple[str, ImageReport]
 Box = tuple[float, float, float, float]
 _FADED = 0.85  # share of light grey in what was dropped
+_STRIPES = 10, 2  # pixels from one stripe over what was dropped to the next, and its width: a page is light grey itself
 _HEAT = 0.65  # share of the heatmap's colour over the grey picture
 _LONGEST = 480  # pixels of the longer side of a panel
 _STEEPEST = 5.0  # sides of a panel in proportion to each other; a longer picture is drawn squeezed
 _PANEL = 2.3  # inches: the side of a square panel
+_WIDEST = 18.0  # inches: a row of panels
 
 
 def draw(
@@ -69,7 +71,8 @@ def draw(
         panels = [("the picture", _ruled(canvas, grid, area))]
         for title, report in kept:
             mask = torch.isin(report.views[i].rows, report.kept).reshape(grid).numpy()
-            panels.append((f"{title}\n{mask.sum()} of {mask.size}", faded(canvas, mask, area)))
+            where = "" if report.per_layer is None else " reach the LLM's last layer"
+            panels.append((f"{title}\n{mask.sum()} of {mask.size}{where}", faded(canvas, mask, area)))
         bands += [(f"view of {grid[0]} x {grid[1]}", panels)] if kept else []
     for i, grid in grids.items():
         canvas, area = canvases[i]
@@ -162,9 +165,13 @@ def _blended(picture: np.ndarray, colour: np.ndarray | float, share: np.ndarray 
 
 
 def faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
-    """The picture with all but the patches of bool [rows, columns] `mask` nearly grey."""
+    """The picture with all but the patches of bool [rows, columns] `mask` nearly grey, and striped."""
     kept = np.nan_to_num(_placed(mask, canvas.size, area))[..., None]
-    return _blended(np.asarray(canvas, dtype=np.float32), 235.0, _FADED * (1 - kept))
+    down, across = np.indices(kept.shape[:2])
+    striped = (down + across) % _STRIPES[0] < _STRIPES[1]
+    return _blended(
+        np.asarray(canvas, dtype=np.float32), np.where(striped, 150.0, 235.0)[..., None], _FADED * (1 - kept)
+    )
 
 
 def heated(canvas: Image.Image, values: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
@@ -189,8 +196,10 @@ def _ruled(canvas: Image.Image, grid: tuple[int, int], area: tuple[int, int, int
 
 
 def put_together(bands: Sequence[tuple[str, list[tuple[str, Image.Image]]]], ratio: float) -> Image.Image:
-    """Lay out titled panels of one size (height / width), a labelled row of them per band."""
+    """Lay out titled panels of one size (height / width), a labelled row of them per band, or several of a long one."""
     width, height = _PANEL * ratio**-0.5, _PANEL * ratio**0.5
+    most = max(2, int(_WIDEST / (width + 0.1)))
+    bands = [(label, panels[start : start + most]) for label, panels in bands for start in range(0, len(panels), most)]
     columns = max(len(panels) for _, panels in bands)
     figure = Figure(figsize=((width + 0.1) * columns + 0.3, (height + 0.5) * len(bands)), layout="constrained", dpi=150)
     axes: Any = figure.subplots(len(bands), columns, squeeze=False)

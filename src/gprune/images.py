@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 
-from .errors import BadValue, GpruneError
+from .errors import BadType, BadValue, GpruneError
 
 try:  # HEIC, as phones save it
     from pillow_heif import register_heif_opener
@@ -60,7 +60,13 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         TooLarge: it has more pixels.
         UnreadableImage: missing, not a picture of one of `FORMATS`, or damaged.
+        BadType: no path.
     """
+    if not isinstance(path, (str, Path)):
+        raise BadType(
+            f"a picture is a {type(path).__name__}; accepted is the path of a file; what is open already needs no "
+            f"opening, and an array uint8 [height, width, 3] is one by PIL.Image.fromarray"
+        )
     path = Path(path)
     accepted = f"accepted are pictures in the formats {', '.join(FORMATS)}"
     if not path.is_file():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from .errors import BadValue
+from .errors import BadType, BadValue
 
 Chat = Sequence[Mapping[str, Any]]
 """A conversation as chat templates read it: messages with a "role" and a "content", a list of parts that are
@@ -24,12 +24,25 @@ def build_inputs(model: Any, processor: Any, asked: Sequence[tuple[Sequence[Imag
 
     Returns:
         What the processor returns; prompts of different lengths are padded.
+
+    Raises:
+        BadType: a prompt is no such pair.
+        BadValue: the processor refuses a prompt; says the sizes of its pictures.
+
+    `inputs = build_inputs(model, processor, [([picture], "What is shown here?")])`
     """
     return build_chat_inputs(model, processor, [ask(images, question) for images, question in asked])
 
 
 def ask(images: Sequence[Image.Image], question: str) -> Chat:
-    """A conversation of one message: the pictures, then the question about them."""
+    """A conversation of one message: the pictures, then the question about them.
+
+    Raises:
+        BadType: a picture by itself, or no text.
+    """
+    if isinstance(images, (Image.Image, str)) or not isinstance(images, Iterable) or not isinstance(question, str):
+        given = f"({type(images).__name__}, {type(question).__name__})"
+        raise BadType(f"a prompt is {given}; accepted is ([picture, ...], question); write the pictures as a list")
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 

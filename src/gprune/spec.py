@@ -20,12 +20,18 @@ def parse_keep(text: str) -> Keep:
         ValueError: none of these.
     """
     if match := re.fullmatch(r"cover:([^:]+)(?::at_most=([^:]+))?", text):
-        return cover(float(match[1]), _number(match[2] or "1.0"))
+        return cover(float(_number(match[1])), _number(match[2] or "1.0"))
     return "own" if text == "own" else _number(text)
 
 
 def _number(text: str) -> float | int:
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no budget; accepted are a ratio such as 0.3, a number of tokens such as 100, "
+            f"cover:0.9, cover:0.9:at_most=0.5 and own"
+        ) from None
 
 
 def parse_pruner(text: str, keep: Keep) -> Method:

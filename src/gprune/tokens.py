@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from numbers import Integral
 from typing import Any, Literal, overload
 
 import torch
@@ -295,8 +296,8 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
     Source: the released code of arXiv 2501.02268 takes int(keep * n) per view; the 1e-6 makes 0.7 * 10 be 7.
     """
     keep = check_keep(keep)
-    if isinstance(n, int):
-        return kept_count([n], keep)[0]
+    if isinstance(n, (int, Integral)):
+        return kept_count([int(n)], keep)[0]
     if any(size < 0 for size in n):
         raise BadValue(f"n={list(n)} has a negative size; a view has 0 or more tokens; pass the views' token counts")
     if isinstance(keep, float):
@@ -312,7 +313,12 @@ def kept_count(n: int | Sequence[int], keep: Keep) -> int | list[int]:
     return counts
 
 
-def _check_features(features: Tensor) -> None:
+def _check_features(features: Any) -> None:
+    if not isinstance(features, Tensor):
+        raise BadType(
+            f"features is a {type(features).__name__}; visual tokens are a tensor of PyTorch [N, d]; pass "
+            f"torch.as_tensor(features)"
+        )
     if features.ndim != 2 or not features.shape[1]:
         raise BadValue(
             f"features has shape {tuple(features.shape)}; visual tokens are a 2-D tensor [N, d], d >= 1; "

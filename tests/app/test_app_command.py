@@ -22,11 +22,16 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return int(exit.value.code or 0), error
 
 
-def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "gprune.app.page", raising=False)
+@pytest.mark.parametrize("missing", [("gradio",), ("matplotlib",), ("gradio", "matplotlib")])
+def test_without_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...]
+) -> None:
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    for room in ("gprune.app.page", "gprune.draw"):
+        monkeypatch.delitem(sys.modules, room, raising=False)
     code, error = told(capsys)
-    assert code == 2 and "pip install 'gprune[app]'" in error
+    assert code == 2 and "pip install 'gprune[app]'" in error and "gprune[draw]" not in error
 
 
 @pytest.mark.skipif(not WITH_GRADIO, reason="the web page needs gradio: make test-app")

@@ -69,7 +69,7 @@ def test_killed_then_out_of_room_then_finished(tmp_path: Path) -> None:
     assert f"{COUNT}/{COUNT}" in done.stderr and "% of visual tokens saved" in done.stderr
     assert "Traceback" not in done.stderr
     once_more = call(*job, "--json")
-    [summary] = json.loads(once_more.stdout)
+    summary = json.loads(once_more.stdout)
     assert (once_more.returncode, summary["good"], summary["bad"]) == (0, COUNT - len(BAD), len(BAD))
     assert summary["rows"] == summary["before"] == COUNT
     assert second.items() < {part: part.read_bytes() for part in parts()}.items()

@@ -25,7 +25,7 @@ class Result:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return json.loads(self.out)
+        return [json.loads(line) for line in self.out.splitlines()]
 
 
 Run = Callable[..., Result]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def test_every_token_kept_gives_the_unpruned_answer(run: Run, photos: dict[str, 
 
 def test_the_unpruned_model_is_a_method(run: Run, photos: dict[str, Path]) -> None:
     named, compared = (
-        json.loads(run("ask", photos["coffee"], "what is it?", "--json", *more).out)[0]
+        run("ask", photos["coffee"], "what is it?", "--json", *more).rows[0]
         for more in (("--method", "none", "--keep", "1.0"), ("--compare",))
     )
     assert {**named, "seconds": 0} == {**compared, "seconds": 0} and named["method"] == "none"
@@ -138,6 +137,7 @@ def test_without_json_the_answer_and_a_table_are_printed(run: Run, photos: dict[
     lines = result.out.splitlines()
     assert lines[0].startswith("none: ") and any(line.startswith("auto keep=0.5: ") for line in lines)
     assert "FLOPs and KV cache: up to the first new token." in result.out
+    assert "Among the visual tokens are 10 ends of rows or the like" in result.out  # of a grid of 10 x 16
     assert Image.open("kept.png").format == "PNG"
 
 
@@ -169,3 +169,32 @@ def test_drawing_without_matplotlib_fails_before_any_work(
         assert (result.code, result.out) == (2, "")
         assert "pip install 'gprune[draw]'" in result.err
     assert not Path("x.png").exists()
+
+
+@pytest.mark.parametrize("command", ["ask", "show"])
+def test_impossible_combinations_are_left_out_with_the_reason(run: Run, photos: dict[str, Path], command: str) -> None:
+    given = ("ask", photos["coffee"], "hi", *SHORT) if command == "ask" else ("show", photos["coffee"])
+    methods = "gprune,pixeldedup,fastv,foreground,prumerge"
+    picture = ("--picture" if command == "ask" else "-o", "kept.png")
+    result = run(*given, "--method", methods, "--keep", "0.3,own,0.5", "--json", *picture)
+    assert result.code == 0
+    assert [(row["method"], row["keep"]) for row in result.rows] == [
+        *(("gprune", keep) for keep in (0.3, 0.5)),
+        ("fastv", 0.5),
+        *(("prumerge", keep) for keep in (0.3, "own", 0.5)),
+    ]
+    said = [line for line in result.err.splitlines() if line.startswith("gprune: left out, ")]
+    for reason in ("gprune: keep='own'", "pixeldedup: PixelDedup leaves", "fastv: FastV(keep=0.3) drops too late"):
+        assert sum(reason in line for line in said) == 1, (reason, said)
+    assert sum("foreground: Foreground has no mask" in line for line in said) == 1
+    assert Image.open("kept.png").format == "PNG"
+    alone = run(*given, "--method", "pixeldedup", *picture)
+    assert (alone.code, alone.out) == (2, "") and "PixelDedup leaves patches out" in alone.err
+
+
+def test_it_is_said_of_which_pictures_the_small_model_knows_nothing(run: Run, photos: dict[str, Path]) -> None:
+    Path("scene").mkdir()
+    assert run("scenes", "--sample", "2", "-o", "scene").code == 0
+    result = run("ask", "scene/000.png", photos["coffee"], "scene/001.png", "hi", "--json", *SHORT)
+    said = [line for line in result.err.splitlines() if "unlike the rendered scenes" in line]
+    assert len(said) == 1 and said[0].startswith(f"gprune: {photos['coffee']} (600 x 400) is unlike")

@@ -109,7 +109,7 @@ def test_left_out_methods_are_named_in_the_table(run: Run) -> None:
         (("--keep", "0"), "keep=0 keeps no token"),
         (("--method", "magic"), "method 'magic' is unknown"),
         (("--batch-size", "0"), "--batch-size 0: 0 is no number of prompts; accepted are integers >= 1"),
-        (("--batch-size", "1,many"), "--batch-size 1,many: invalid literal"),
+        (("--batch-size", "1,many"), "--batch-size 1,many: 'many' is not a whole number"),
         (("--image-size", "640"), "'640' is not WIDTHxHEIGHT"),
         (("--image-size", "640x0"), "'640x0' has no pixels"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from conftest import Run
@@ -45,9 +46,34 @@ def test_rows_are_those_of_the_cost_model(run: Run, nothing_loads: None) -> None
 def test_table_of_the_model_of_the_paper(run: Run, nothing_loads: None) -> None:
     result = run("cost", "--keep", "0.3")
     assert (result.code, result.err) == (0, "")
-    lines = [line for line in result.out.splitlines() if line.startswith("│")]
-    assert [line.split("│")[1].split() for line in lines] == [["none"], ["auto"]]
+    header, *lines = result.out.splitlines()[:3]
+    assert [line.split()[0] for line in (header, *lines)] == ["method", "none", "auto"]
     assert "100.0%" in lines[0]
+
+
+def test_what_cannot_be_counted_is_left_out(run: Run, nothing_loads: None) -> None:
+    result = run("cost", "--model", "embedded", "--method", "gprune,fastv", "--keep", "0.3", "--json")
+    assert (result.code, [row["method"] for row in result.rows]) == (0, ["none", "gprune"])
+    assert result.err.startswith("gprune: left out, fastv: FastV acts inside the vision tower or the LLM")
+    alone = run("cost", "--model", "embedded", "--method", "fastv", "--keep", "0.3", "--json")
+    assert (alone.code, alone.out) == (2, "") and "FastV acts inside" in alone.err
+
+
+def test_the_names_that_are_said_to_be_accepted_are(run: Run, nothing_loads: None) -> None:
+    refused = run("cost", "--model", "no/such-model")
+    assert refused.code == 2
+    names = re.search(r"accepted are (.*?), and the hub id", refused.err)
+    assert names is not None and "llava-next-8b" in names[1]
+    for name in names[1].split(", "):
+        cost(name if name != "embedded" else build_config(), [(64, 64)], 8)
+
+
+def test_a_size_is_written_with_any_cross(run: Run, nothing_loads: None) -> None:
+    small, capital, sign = (
+        run("cost", "--model", "embedded", "--image-size", f"160{cross}64", "--keep", "0.3", "--json").out
+        for cross in "xX×"
+    )
+    assert small == capital == sign
 
 
 def test_config_of_a_folder(run: Run, nothing_loads: None, tmp_path: Path) -> None:

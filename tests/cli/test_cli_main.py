@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Run
 
+import gprune
 from gprune.cli.options import RECOMMENDED
 from gprune.pruners import Auto, get_pruner
 
@@ -20,10 +24,10 @@ from gprune.pruners import Auto, get_pruner
 def test_help_shows_an_example_that_parses(run: Run, photos: dict[str, Path], command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")
-    [example] = re.findall(r"Example: (gprune .*?)\n *\n", result.out, re.DOTALL)
+    [example] = re.findall(r"Example: `(gprune .*?)`\n *\n", result.out, re.DOTALL)
     assert example.split()[1] == command
     options = set(re.findall(r"--?[a-z][a-z-]*", example.partition(command)[2]))
-    listed = set(re.findall(r"--?[a-z][a-z-]*", result.out.split("Options")[1]))
+    listed = set(re.findall(r"--?[a-z][a-z-]*", result.out.split("Options:")[1]))
     assert options and options <= listed
 
 
@@ -32,6 +36,26 @@ def test_help_names_the_commands(run: Run) -> None:
         result = run(*arguments)
         for command in ("ask", "show", "scenes", "cost"):
             assert re.search(rf"\b{command}\b", result.out + result.err)
+
+
+def test_help_is_short_and_cuts_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run("-h")
+    assert (
+        result == run("--help")
+        and max(map(len, result.out.splitlines())) <= 80
+        and "..." not in result.out.split("Commands:")[1]
+    )
+    assert run("ask", "-h") == run("ask", "--help")
+
+
+def test_version_names_what_gprune_runs_on(run: Run) -> None:
+    result = run("--version")
+    versions = dict(line.split() for line in result.out.splitlines())
+    assert (result.code, result.err, versions["gprune"]) == (0, "", gprune.__version__)
+    assert versions["torch"] == version("torch") and versions["transformers"] == version("transformers")
+    assert versions["python"] == platform.python_version()
+    assert ("vllm" in versions) == (find_spec("vllm") is not None)
 
 
 def test_a_warning_is_one_line_on_standard_error(

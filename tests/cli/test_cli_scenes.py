@@ -104,3 +104,17 @@ def test_sample_writes_the_first_examples(run: Run, as_json: bool) -> None:
             "answer": question.answer,
         }
         np.testing.assert_array_equal(np.asarray(Image.open(folder / written["picture"])), np.asarray(example.picture))
+
+
+def test_a_budget_that_a_method_cannot_take_is_left_out(run: Run) -> None:
+    options = ("--method", "gprune,prumerge", "--keep", "0.5,own", "--limit", "7", "--seeds", "1")
+    result = run("scenes", *options, "-o", "results", "--json")
+    assert result.code == 0
+    assert [(row["key"]["method"], row["key"]["keep"]) for row in result.rows] == [
+        ("none", 1.0),
+        ("gprune", 0.5),
+        ("prumerge", 0.5),
+        ("prumerge", "own"),
+    ]
+    reason = "gprune: keep='own' is the number of tokens that a method finds itself"
+    assert result.err.count(reason) == 1 and reason in Path("results/table.md").read_text()

@@ -61,11 +61,6 @@ def test_odd_pictures(run: Run, tmp_path: Path) -> None:
         Path("kept.png").unlink()
 
 
-def test_the_unpruned_model_has_nothing_to_show(run: Run, photos: dict[str, Path]) -> None:
-    result = run("show", photos["coffee"], "--method", "none", "--keep", "1.0")
-    assert result.code == 1 and "nothing to show" in result.err
-
-
 def test_bad_pictures_are_wrong_input(run: Run, nothing_loads: None, tmp_path: Path) -> None:
     for name, (path, reason) in write_bad(tmp_path).items():
         result = run("show", path, "-o", "kept.png")

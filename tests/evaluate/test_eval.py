@@ -121,7 +121,7 @@ def test_what_is_finished_is_only_read(
         (("--tasks", "scenes", "--method", "grpune"), "method 'grpune' is unknown; methods are gprune"),
         (("--tasks", "scenes", "--method", "foreground"), "Foreground has no mask"),
         (("--tasks", "scenes", "--keep", "0"), "keep=0 keeps no token"),
-        (("--tasks", "scenes", "--keep", "half"), "--keep half: could not convert"),
+        (("--tasks", "scenes", "--keep", "half"), "--keep half: 'half' is no budget"),
         (("--tasks", "scenes,photo_s"), "task 'photo_s' is unknown; close names are photos, "),
         (("--tasks", "scenes", "--method", "fastv", "--keep", "0.1"), "the smallest keep is 0.4"),
         (("--tasks", "scenes", "--model", "./no/such/model"), "model ./no/such/model cannot be loaded"),

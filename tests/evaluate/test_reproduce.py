@@ -340,7 +340,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (("nowhere.toml",), "nowhere.toml cannot be read"),
         (("table1", "--keep", "0"), "keep=0 keeps no token"),
         (("fig6", "--keep", "0.5,0"), "keep=0 keeps no token"),
-        (("table1", "--keep", "much"), "--keep much: could not convert"),
+        (("table1", "--keep", "much"), "--keep much: 'much' is no budget"),
         (("table1", "--model", "./no/such"), "model ./no/such cannot be loaded"),
         (("fig5", "--model", "MODEL"), "fig5 shows pictures, and only the embedded model comes with some"),
         (("fig1b", "--model", "MODEL"), "fig1b needs pictures whose foreground is known"),

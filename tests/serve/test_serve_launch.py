@@ -122,7 +122,7 @@ def _other_family(folder: Path, model_type: str) -> Path:
     [
         (["embedded", "--keep", "0"], "keep=0 keeps no token"),
         (["embedded", "--keep", "1.5"], "keep=1.5 is not a ratio"),
-        (["embedded", "--keep", "many"], "could not convert string to float"),
+        (["embedded", "--keep", "many"], "'many' is no budget"),
         (["embedded", "--method", "fastest"], "method 'fastest' is unknown"),
         (["embedded", "--method", "fastv"], "method 'fastv' cannot be served by vLLM"),
         (["embedded", "--method", "gprune:colour=red"], "has the settings"),

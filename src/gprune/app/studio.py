@@ -40,7 +40,7 @@ KEEPS = (0.5, 0.3, 0.1)
 UNSEEN = {
     "in the LLM": (
         "drops tokens inside the LLM: ask, to see which reach its last layer",
-        "what reaches the last layer of the LLM",
+        "shown is what reaches that layer",
     ),
     "before the tower": (
         "looks at pixels alone: ask, to see which patches it leaves out",
@@ -144,6 +144,7 @@ class Studio:
         self.model, self.processor = load(name)
         self.methods = [method for method in (*PRUNERS, *VARIANTS) if self._goes_on(method)]
         self._lock = Lock()
+        self._warm: set[str] = set()
 
     def pruners(self, methods: Sequence[str], keep: float) -> list[Method]:
         """The methods that a user chose.
@@ -247,7 +248,7 @@ class Studio:
             return fidelity(self.model, self.processor, asked, methods, KEEPS, max_new_tokens=MAX_NEW_TOKENS)
 
     def warm_up(self, subject: Subject) -> None:
-        """Answer once, or else the first answer would look slow."""
+        """Answer once, so that whoever comes first does not wait for it."""
         with self._lock:
             self.model.generate(**self._inputs(subject, CAPTION_PROMPT), max_new_tokens=1, do_sample=False)
 
@@ -294,8 +295,7 @@ class Studio:
             pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
         except (GpruneError, ValueError, RuntimeError) as error:
             return Panel(name, [], str(error))
-        kept = f"{report.n_after} of {report.n_before} tokens kept"
-        return Panel(name, pictures, f"{kept}; {note}" if note else kept)
+        return Panel(name, pictures, f"{report.summary}; {note}" if note else report.summary)
 
     def _sheets(self, subject: Subject, report: ImageReport) -> list[Sheet]:
         if not subject.sheets:
@@ -311,6 +311,9 @@ class Studio:
             # The lock is held here, and not by the caller, who may never come back for the next word.
             try:
                 with self._lock, pruner.attach(self.model) as run:
+                    if method not in self._warm:  # or else its first answer would look slow
+                        self.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+                        self._warm.add(method)
                     [made] = reply(run, self.processor, inputs, max_new_tokens=MAX_NEW_TOKENS, streamer=streamer)
                     return made
             finally:

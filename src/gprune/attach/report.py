@@ -6,15 +6,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..errors import BadValue
 from ..pruners.base import Selection
 from ..pruners.decoder import layer_cost, share_at_cost
 from ..tokens import View
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageReport:
     """What was kept of one image; all tensors on the CPU, all rows counted within the image.
 
@@ -28,6 +33,7 @@ class ImageReport:
         coverage: share of the image that is covered, the least of its views; None unless `keep` is `cover(...)`.
         per_layer: visual tokens of the image in each layer of the LLM; None: `n_after` in all of them.
         pair_cost: FLOPs of attention between two tokens, over the FLOPs of one token's matrix products in a layer.
+        whole: every view is known to show the whole picture; not so of tiles and of frames of a video.
     """
 
     kept: Tensor
@@ -39,6 +45,61 @@ class ImageReport:
     coverage: float | None = None
     per_layer: tuple[int, ...] | None = None
     pair_cost: float = 0.0
+    whole: bool = False
+
+    def __repr__(self) -> str:
+        return f"ImageReport({self.summary}; {self._views})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary}; {self._views}</p>"
+
+    @property
+    def fixed(self) -> int:
+        """How many tokens are in no view and always stay, such as those at the ends of rows."""
+        return self.n_before - sum(map(len, self.views))
+
+    @property
+    def summary(self) -> str:
+        """How many tokens were kept, in words; of those that every method keeps, how many they are."""
+        words = f"{self.n_after} of {self.n_before} tokens kept"
+        if self.per_layer is not None:
+            words += f" in the last layer of the LLM, {self.ratio:.0%} on average over its layers"
+        elif self.fixed:
+            words += f", {self.fixed} of them ends of rows or the like, which always stay"
+        return words
+
+    @property
+    def _views(self) -> str:
+        names = [f"{len(view)} tokens" if view.grid is None else "{} x {}".format(*view.grid) for view in self.views]
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        return f"{len(names)} view{'s' * (len(names) != 1)}: {shown}" if names else "no views"
+
+    def show(self, image: Image.Image, processor: Any = None) -> Image.Image:
+        """The picture, and beside it every view with what was dropped greyed out.
+
+        Args:
+            image: the picture that the report is of.
+            processor: of the model; needed where it crops pictures to their centre, as that of LLaVA-1.5 does.
+
+        Returns:
+            An RGB picture.
+
+        Raises:
+            BadValue: the views are tiles or frames, of which the report does not know what they show.
+            ValueError: a view whose grid is unknown.
+            ImportError: matplotlib is not installed.
+        """
+        from ..draw import centre_crop, draw
+        from ..images import to_rgb
+
+        if not self.whole:
+            raise BadValue(
+                "the views of this report are tiles of a picture or frames of a video, and it does not know what each "
+                "shows; accepted are reports of whole pictures; for tiles call gprune.draw.draw(image, [('kept', "
+                "report)], tiles=gprune.draw.tiles_of(model, inputs))"
+            )
+        box = None if processor is None else centre_crop(processor, image.size)
+        return draw(to_rgb(image), [("kept", self)], box=box)
 
     @property
     def ratio(self) -> float:
@@ -76,6 +137,8 @@ def report_images(
     ranked: Sequence[View],
     per_layer: Sequence[tuple[int, ...]] | None = None,
     pair_cost: float = 0.0,
+    *,
+    whole: bool = False,
 ) -> list[ImageReport]:
     """One report per image of a batch.
 
@@ -86,6 +149,7 @@ def report_images(
         ranked: the views that were ranked, to which the shares of the selection belong: the same, one per image, or
             their tiles.
         per_layer, pair_cost: of each image, where tokens were dropped inside the LLM.
+        whole: every view is known to show the whole picture.
     """
     kept = selection.kept.cpu()
     scores = None if selection.scores is None else selection.scores.cpu()
@@ -104,6 +168,7 @@ def report_images(
                 coverage=_least(selection.coverage, ranked, image),
                 per_layer=None if per_layer is None else per_layer[image],
                 pair_cost=pair_cost,
+                whole=whole,
             )
         )
     return reports

@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..errors import GpruneError
+from ..families.views import PARTIAL
 from ..host import Modality
 from ..pruners.base import Method
 from ..pruners.tower import TowerPruner
@@ -104,6 +106,35 @@ class Run:
             self.family = family_of(model)
         put_on(self)
 
+    def __repr__(self) -> str:
+        return f"<Run of {self._subject}: {self._said or 'no image yet'}>"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{report.summary}</li>" for report in (*self.images, *self.videos))
+        return f"<p>{escape(self._subject)}</p><ol>{lines}</ol>"
+
+    @property
+    def _subject(self) -> str:
+        methods = " then ".join(f"{type(part).__name__}(keep={part.keep!r})" for part in self.method.parts)
+        return f"{methods} on {type(self.model).__name__}{'' if self.attached else ', detached'}"
+
+    @property
+    def _said(self) -> str:
+        counts = [
+            (f"{len(reports)} {name}{'s' * (len(reports) > 1)}", reports)
+            for name, reports in (("image", self.images), ("video", self.videos))
+            if reports
+        ]
+        return ", ".join(
+            f"{name}, {sum(each.n_after for each in reports)} of {sum(each.n_before for each in reports)} tokens kept"
+            for name, reports in counts
+        )
+
+    @property
+    def _sees_whole(self) -> bool:
+        """Whether every view of an image shows all of it."""
+        return self.method.acts != "nowhere" and self.family.joins is None and self.family.views not in PARTIAL
+
     @property
     def pruner(self) -> Method:
         """The method."""
@@ -113,9 +144,10 @@ class Run:
     def images(self) -> list[ImageReport]:
         """One report per image of the last call with images of this thread, in prompt order; beams share one.
 
-        In a thread that made no such call, those of the last call of any.
+        Of the last call alone: the reports of the call before it are gone unless you kept the list. In a thread that
+        made no such call, those of the last call of any.
         """
-        return self._reports["image"].read()
+        return self._reports["image"].read(whole=self._sees_whole)
 
     @property
     def videos(self) -> list[ImageReport]:
@@ -191,11 +223,12 @@ class _PerThread:
             alive = {thread.ident for thread in threading.enumerate()} | {self._latest}
             self._last = {thread: last for thread, last in self._last.items() if thread in alive}
 
-    def read(self) -> list[Any]:
+    def read(self, *, whole: bool = False) -> list[Any]:
         own = threading.get_ident()
         thread = own if own in self._last or self._latest is None else self._latest
         last = self._last.get(thread)
         if isinstance(last, BatchSelection):
-            last = report_images(last.selection, last.sizes, last.views, last.ranked, last.per_layer, last.pair_cost)
+            shared = (last.selection, last.sizes, last.views, last.ranked, last.per_layer, last.pair_cost)
+            last = report_images(*shared, whole=whole)
             self._last[thread] = last
         return last or []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,16 +31,55 @@ from .verify import verify
 
 app = typer.Typer(
     name="gprune",
-    help="Prune the visual tokens of multimodal LLMs: ask, show, measure.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # rich alone takes as long as all else that help needs
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, show, scenes, fidelity, fit, cost, batch, bench, methods, reproduce, verify):
-    app.command()(command)
-app.command("app")(page)
-app.command("eval")(evaluate)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+
+
+def _add(command: Callable[..., None], name: str | None = None, **settings: Any) -> None:
+    # Given as it is, the first line is folded in the list of commands; else it would be cut.
+    app.command(name, short_help=(command.__doc__ or "").partition("\n")[0], **settings)(command)
+
+
+for _command in (ask, show, scenes, fidelity, fit, cost, batch, bench, methods, reproduce, verify):
+    _add(_command)
+_add(page, "app")
+_add(evaluate, "eval")
+_add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+
+
+HOSTS = ("torch", "transformers", "vllm")
+"""What the behaviour of gprune depends on, where it is installed."""
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    from .. import __version__
+
+    print(f"gprune {__version__}")
+    print(f"python {platform.python_version()}")
+    for package in HOSTS:
+        with suppress(PackageNotFoundError):
+            print(f"{package} {version_of(package)}")
+    raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_versions,
+            help="Print the versions of gprune and of what it runs on, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Prune the visual tokens of multimodal LLMs: ask, show, measure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

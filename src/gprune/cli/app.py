@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from .loading import EMBEDDED
-from .options import Model, checking_input
+from .options import Model, WrongInput, checking_input
 
 
 def app(
@@ -30,6 +31,9 @@ def app(
 
     Example: `gprune app --port 8000`
     """
+    for package in ("gradio", "matplotlib"):
+        if find_spec(package) is None:
+            raise WrongInput(f"the web page needs {package}, which is not installed; pip install 'gprune[app]'")
     with checking_input():
         from ..app.page import serve
         from ..app.studio import Studio

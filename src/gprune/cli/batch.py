@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import EMBEDDED
-from .options import RECOMMENDED, AsJson, Model, WrongInput, checking_input, print_json, print_table, read_pruners
+from .options import RECOMMENDED, AsJson, Model, WrongInput, checking_input, read_pruners
+from .printing import print_json, print_table
 from .progress import progress_bar
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from .options import (
     checking_input,
     output_files,
     possible,
-    print_json,
     read_list,
-    read_pruners,
+    read_runs,
     read_size,
+    read_whole,
 )
+from .printing import print_json, print_markdown
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def bench(
 
     Example: `gprune bench --model llava-next-8b --method gprune,fastv --keep 0.3 --batch-size 1,8`
     """
-    runs = [baseline(), *read_pruners(method, keep)]
+    runs, untaken = read_runs(method, keep)
     batches = read_list(batch_size, "batch-size", _positive)
     sizes = read_list(image_size, "image-size", _image_size)
     files = [] if output is None else output_files(output)
@@ -98,8 +99,8 @@ def bench(
     if attention is not None:
         with checking_input():
             net.set_attn_implementation(attention)
-    runs, reasons = possible(net, runs)
-    left_out = list(dict.fromkeys(reasons))  # often the same at every ratio
+    runs, reasons = possible(net, [baseline(), *runs])
+    left_out = list(dict.fromkeys([*untaken, *reasons]))  # often the same at every ratio
     with progress_bar() as progress:
         task = progress.add_task("", total=len(settings) * len(runs) * (repeats + 1))
 
@@ -129,7 +130,7 @@ def bench(
     if as_json:
         print_json(table)
     else:
-        print(text, end="")
+        print_markdown(text)
 
 
 def _subject(
@@ -187,7 +188,7 @@ def _check(prompts: Callable[[Workload], Prompts], settings: Sequence[Workload])
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = read_whole(text)
     if value < 1:
         raise ValueError(f"{value} is no number of prompts; accepted are integers >= 1")
     return value

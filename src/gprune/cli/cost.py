@@ -12,22 +12,23 @@ from .options import (
     AsJson,
     Keeps,
     Methods,
+    WrongInput,
     baseline,
     checking_input,
-    print_json,
-    print_table,
     read_list,
-    read_pruners,
+    read_runs,
     read_size,
+    say_left_out,
 )
+from .printing import print_json, print_table
 
 
 def cost(
     model: Annotated[
         str,
         typer.Option(
-            help="`embedded`, `llava-next-8b`, `llava-1.5-7b`, or the hub id or folder of a checkpoint, of which "
-            "only the config is read."
+            help="`embedded`, `llava-next-8b`, `llava-next-0.5b`, `llava-1.5-7b`, or the hub id or folder of a "
+            "checkpoint, of which only the config is read."
         ),
     ] = "llava-next-8b",
     image_size: Annotated[
@@ -42,16 +43,25 @@ def cost(
 
     Example: `gprune cost --model llava-next-8b --image-size 640x480 --keep 0.5,0.3,0.1`
     """
-    runs = [baseline(), *read_pruners(method, keep)]
+    runs, _ = read_runs(method, keep)
     sizes = read_list(image_size, "image-size", read_size)
     from ..cost import cost as count
-    from ..families.architectures import ARCHITECTURES
+    from ..cost import countable
+    from ..families.architectures import ARCHITECTURES, architecture
 
-    config = model if model in ARCHITECTURES else config_of(model, *ARCHITECTURES)
+    accepted = [name for name in ARCHITECTURES if countable(architecture(name))]
+    config = model if model in ARCHITECTURES else config_of(model, *accepted)
     rows: list[dict[str, Any]] = []
-    for name, pruner in runs:
-        with checking_input():
-            spent = count(config, sizes, text_tokens, pruner)
+    failed: list[str] = []
+    for name, pruner in (baseline(), *runs):
+        try:
+            with checking_input():
+                spent = count(config, sizes, text_tokens, pruner)
+        except WrongInput as error:
+            if not rows:
+                raise  # not even the unpruned model can be counted
+            failed.append(f"{name}: {error}")
+            continue
         rows.append(
             {
                 "method": name,
@@ -66,6 +76,9 @@ def cost(
                 "kv_bytes": spent.kv_bytes,
             }
         )
+    if len(rows) == 1:
+        raise WrongInput(failed[0])
+    say_left_out(failed)
     if as_json:
         print_json(rows)
     else:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from .loading import EMBEDDED
-from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .options import Keeps, Methods, Model, checking_input, read_list, read_pruners
+from .measuring import Bars, keys_of, make_folder, possible_cells
+from .options import Keeps, Methods, Model, checking_input, read_list, read_runs, say_left_out
+from .printing import print_markdown
 
 PAPER_TASKS = "gqa,vqav2_val,mme,pope,mmbench_en_dev_static,chartqa,docvqa_val,textvqa_val"
 """The eight of the paper's Table 1."""
@@ -45,17 +46,14 @@ def evaluate(
 
     Example: `gprune eval --tasks scenes --method gprune,random --keep 0.5,0.3 --limit 70 -o results`
     """
-    from ..spec import parse_keep
-
-    names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
+    runs, untaken = read_runs(method, keep)
     with checking_input():
         from ..evaluate.cells import load_cell
         from ..evaluate.harness import Harness, Tasks, run_together
-        from ..evaluate.runs import keys
         from ..evaluate.tables import markdown
 
         listed = read_list(tasks or ("scenes" if model == EMBEDDED else PAPER_TASKS), "tasks", str)
-        wanted = keys(model, listed, names, read_list(keep, "keep", parse_keep), seeds=seeds, limit=limit)
+        wanted = keys_of(runs, model, listed, seeds=seeds, limit=limit)
         found = Tasks(include_path or ())
         for task in listed:
             found.check(task, limit)
@@ -80,6 +78,6 @@ def evaluate(
         with bars.shown(len(wanted)):
             cells = run_together(harness, wanted, cells_folder, started=bars.started, finished=bars.finished)
     if is_first():
-        table = markdown(cells, left_out)
+        table = markdown(cells, list(dict.fromkeys([*untaken, *left_out])))
         (output / "table.md").write_text(table)
-        print(table, end="")
+        print_markdown(table)

@@ -20,10 +20,10 @@ from .options import (
     check_output,
     checking_input,
     possible,
-    print_json,
     read_list,
     read_pruners,
 )
+from .printing import print_json, print_markdown
 from .progress import progress_bar
 
 PICTURES_ASKED = 50
@@ -111,4 +111,4 @@ def fidelity(
         print_json(measured.rows)
         print(advice, file=sys.stderr)
     else:
-        print(text, end="")
+        print_markdown(text)

@@ -11,6 +11,7 @@ import typer
 from .loading import EMBEDDED, load_model
 from .measuring import make_folder, scene_items
 from .options import Keeps, Model, checking_input, read_list
+from .printing import print_markdown
 from .progress import progress_bar
 
 PICTURES_LEARNED = 5000
@@ -80,4 +81,4 @@ def fit(
         )
     for error in fitted.errors:
         print(f"gprune: left out, {error}", file=sys.stderr)
-    print(fitted.fidelity.markdown(), end="")
+    print_markdown(fitted.fidelity.markdown())

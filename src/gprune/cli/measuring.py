@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,9 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..evaluate.cells import Cell, Key
     from ..evaluate.items import Query
+    from ..pruners import Method
     from ..scenes.scene import Split
+    from ..tokens import Keep
 
 
 def make_folder(folder: Path) -> Path:
@@ -43,6 +44,21 @@ def scene_items(model: str, questions: list[str] | None, count: int, split: Spli
     return [([each.picture], asked) for each in shown for asked in questions or [each.question.question]]
 
 
+def keys_of(
+    runs: Sequence[tuple[str, Method]], model: str, tasks: Sequence[str], *, seeds: int, limit: int | None
+) -> list[Key]:
+    """Of every task the unpruned model and each run; see `gprune.evaluate.runs.keys`."""
+    from ..evaluate.runs import keys
+
+    budgets: dict[str, list[Keep]] = {}
+    for name, method in runs:
+        budgets.setdefault(name, []).append(method.keep)
+    wanted = [
+        key for name, found in budgets.items() for key in keys(model, tasks, [name], found, seeds=seeds, limit=limit)
+    ]
+    return sorted({key.name: key for key in wanted}.values(), key=lambda key: tasks.index(key.task))
+
+
 def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) -> tuple[list[Key], list[str]]:
     """The cells that a model allows, and of the others why not; an error if it allows none that prunes."""
     from ..evaluate.cells import BASELINE
@@ -56,12 +72,6 @@ def possible_cells(wanted: Sequence[Key], refusal: Callable[[Key], str | None]) 
     if reasons and all(key.method == BASELINE for key in possible):
         raise WrongInput(reasons[0])
     return possible, list(dict.fromkeys(reasons))
-
-
-def say_left_out(reasons: Sequence[str]) -> None:
-    """What is not measured, on standard error."""
-    for reason in reasons:
-        print(f"gprune: left out, {reason}", file=sys.stderr)
 
 
 class Bars:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from .options import AsJson, print_json, print_table, read_pruners
+from .options import AsJson, read_pruners
+from .printing import print_json, print_table
 
 if TYPE_CHECKING:
     from ..pruners import Method

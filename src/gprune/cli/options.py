@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +39,9 @@ Keeps = Annotated[
         "picture, cover:0.9:at_most=0.5 but no more than half, own the number that prumerge finds."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a list of flat rows on standard output, and nothing else.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, a flat object in each line, and nothing else.")
+]
 
 
 class WrongInput(Exception):
@@ -58,11 +58,11 @@ def checking_input() -> Iterator[None]:
 
 
 def read_list(text: str, name: str, read: Callable[[str], T]) -> list[T]:
-    """Read the comma-separated values of option `name`."""
+    """Read the comma-separated values of option `name`; `read` raises ValueError for one that is not accepted."""
     try:
         return [read(part.strip()) for part in text.split(",")]
     except ValueError as error:
-        raise WrongInput(f"--{name} {text}: {error}; give values separated by commas") from error
+        raise WrongInput(f"--{name} {text}: {error}; separate several by commas") from error
 
 
 def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tuple[str, Method]]:
@@ -75,13 +75,47 @@ def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tupl
     from ..spec import check_has_mask, parse_keep, parse_pruner
 
     budgets = read_list(keeps, "keep", parse_keep)
-    given = read_list(methods, "method", str)
     with checking_input():
-        names = [each for name in given for each in (_every_method(masked) if name == "all" else [name])]
-        runs = [(name, parse_pruner(name, keep)) for name in names for keep in budgets]
+        runs = [(name, parse_pruner(name, keep)) for name in _named(methods, masked=masked) for keep in budgets]
         for _, method in runs if not masked else ():
             check_has_mask(method)
         return runs
+
+
+def read_runs(methods: str, keeps: str, *, masked: bool = False) -> tuple[list[tuple[str, Method]], list[str]]:
+    """`read_pruners`, but a budget that a method cannot take is left out, with the reason, which is said too.
+
+    Raises:
+        WrongInput: an unknown method, a wrong setting or budget, or not one method that takes a budget.
+    """
+    from ..checks import check_value
+    from ..spec import check_has_mask, parse_keep, parse_pruner
+    from ..tokens import OwnBudget
+
+    budgets = read_list(keeps, "keep", parse_keep)
+    found: list[tuple[str, Method]] = []
+    reasons: list[str] = []
+    with checking_input():
+        for keep in budgets:
+            check_value("keep", keep, OwnBudget())
+        for name in _named(methods, masked=masked):
+            parse_pruner(name, 1.0)  # which every method takes: what is wrong with it is in its name or settings
+            for keep in budgets:
+                try:
+                    pruner = parse_pruner(name, keep)
+                    if not masked:
+                        check_has_mask(pruner)
+                except GpruneError as error:
+                    reasons.append(f"{name}: {error}")
+                else:
+                    found.append((name, pruner))
+    return _those_left(found, reasons), reasons
+
+
+def _named(methods: str, *, masked: bool) -> list[str]:
+    """Methods as they are written, comma-separated, and all of them for "all"."""
+    given = read_list(methods, "method", str)
+    return [each for name in given for each in (_every_method(masked) if name == "all" else [name])]
 
 
 def _every_method(masked: bool) -> list[str]:
@@ -99,20 +133,34 @@ def baseline() -> tuple[str, Method]:
 
 def read_size(text: str) -> tuple[int, int]:
     """(height, width) in pixels, written as WIDTHxHEIGHT."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text)
     if match is None:
         raise ValueError(f"{text!r} is not WIDTHxHEIGHT, for example 640x480")
     return int(match[2]), int(match[1])
 
 
+def read_whole(text: str) -> int:
+    """A whole number, of either sign."""
+    if re.fullmatch(r"[+-]?\d+", text) is None:
+        raise ValueError(f"{text!r} is not a whole number, for example 5")
+    return int(text)
+
+
 def check_output(path: Path, *endings: str) -> None:
-    """Refuse the path of an output file before any work is done."""
+    """Refuse the path of an output file before any work is done; what is there stays as it is."""
     if endings and path.suffix.lower() not in endings:
         raise WrongInput(f"output {path} must end in {' or '.join(endings)}; give another name")
     if not path.parent.is_dir():
         raise WrongInput(f"output {path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise WrongInput(f"output {path} is a folder or cannot be written; give another name")
+    if path.is_dir():
+        raise WrongInput(f"output {path} is a folder; give the name of a file")
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()  # only trying tells: permissions say nothing of a full disk, or of /proc
+    except OSError as error:
+        raise WrongInput(f"output {path} cannot be written ({error.strerror}); give another name") from error
+    if is_new:
+        path.unlink()
 
 
 def output_files(output: Path) -> list[Path]:
@@ -125,7 +173,7 @@ def output_files(output: Path) -> list[Path]:
 
 
 def possible(model: Any, runs: list[tuple[str, Method]]) -> tuple[list[tuple[str, Method]], list[str]]:
-    """The runs that this model allows, and of the others why not; an error if there are none."""
+    """The runs that this model allows, and of the others why not, which is said too; an error if there are none."""
     from ..attach import refusal
 
     found, reasons = [], []
@@ -134,26 +182,18 @@ def possible(model: Any, runs: list[tuple[str, Method]]) -> tuple[list[tuple[str
             reasons.append(f"{name}: {reason}")
         else:
             found.append((name, pruner))
-    if reasons and all(pruner.acts == "nowhere" for _, pruner in found):
+    return _those_left(found, reasons), reasons
+
+
+def _those_left(runs: list[tuple[str, Method]], reasons: list[str]) -> list[tuple[str, Method]]:
+    """The runs, unless for these reasons none is left that prunes; what was left out is said."""
+    if reasons and all(pruner.acts == "nowhere" for _, pruner in runs):
         raise WrongInput(reasons[0])
-    for reason in reasons:
-        print(f"gprune: left out, {reason}", file=sys.stderr)
-    return found, reasons
+    say_left_out(reasons)
+    return runs
 
 
-def print_json(rows: list[dict[str, Any]]) -> None:
-    """Rows, alone on standard output; a budget that is no number as it is written."""
-    print(json.dumps(rows, indent=2, default=str))
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:
-    """A table for people: the first column flush left, numbers flush right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(caption=caption)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+def say_left_out(reasons: Sequence[str]) -> None:
+    """What is not done and why, each reason once, on standard error."""
+    for reason in dict.fromkeys(reasons):
+        print(f"gprune: left out, {' '.join(reason.split())}", file=sys.stderr)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import EMBEDDED, load_model
-from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .options import Model, WrongInput, checking_input, read_list
+from .measuring import Bars, make_folder, possible_cells
+from .options import Model, WrongInput, checking_input, read_list, say_left_out
 
 if TYPE_CHECKING:
     from ..evaluate.cells import Key

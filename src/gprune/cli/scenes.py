@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from .loading import EMBEDDED
-from .measuring import Bars, make_folder, possible_cells, say_left_out
-from .options import Keeps, Methods, Model, WrongInput, checking_input, print_json, read_list, read_pruners
+from .measuring import Bars, keys_of, make_folder, possible_cells
+from .options import Keeps, Methods, Model, WrongInput, checking_input, read_runs, say_left_out
+from .printing import print_json, print_markdown
 
 
 def scenes(
@@ -36,7 +37,7 @@ def scenes(
         typer.Option("-o", "--output", help="Folder of the results; what is finished there is not run again."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list of cells, or of samples, and nothing else.")
+        bool, typer.Option("--json", help="Print cells, or samples, as JSON, one in each line, and nothing else.")
     ] = False,
 ) -> None:
     """Measure methods on the embedded benchmark: accuracy per category, beside the unpruned model.
@@ -50,16 +51,16 @@ def scenes(
     from ..attach import verify
     from ..evaluate.cells import BASELINE, load_cell
     from ..evaluate.embedded import Embedded
-    from ..evaluate.runs import keys, measure_cells
+    from ..evaluate.runs import measure_cells
     from ..evaluate.tables import SCENES, markdown
     from ..scenes.benchmark import mixed_inputs
-    from ..spec import parse_keep
 
-    names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep, masked=True)))
+    runs, untaken = read_runs(method, keep, masked=True)
+    names = list(dict.fromkeys(name for name, _ in runs))
     if against not in (BASELINE, *names):
         raise WrongInput(f"--against {against}: it is not measured; give one of {', '.join((BASELINE, *names))}")
     with checking_input():
-        wanted = keys(model, [SCENES], names, read_list(keep, "keep", parse_keep), seeds=seeds, limit=limit)
+        wanted = keys_of(runs, model, [SCENES], seeds=seeds, limit=limit)
     folder = None if output is None else make_folder(output) / "cells"
     bars = Bars()
     benchmark = Embedded(model, batch_size, bars.answered)
@@ -70,6 +71,7 @@ def scenes(
         net, processor = benchmark.loaded
     wanted, left_out = possible_cells(wanted, benchmark.refusal)
     say_left_out(left_out)
+    left_out = list(dict.fromkeys([*untaken, *left_out]))
     verify(net, mixed_inputs(net, processor))
     with bars.shown(len(wanted)):
         cells = measure_cells(wanted, folder, benchmark.measure, started=bars.started, finished=bars.finished)
@@ -77,9 +79,9 @@ def scenes(
     if output is not None:
         (output / "table.md").write_text(table)
     if as_json:
-        print_json([asdict(cell) for cell in cells])
+        print_json(asdict(cell) for cell in cells)
     else:
-        print(table, end="")
+        print_markdown(table)
 
 
 def _write_sample(count: int, folder: Path | None, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from .loading import EMBEDDED, load_model
-from .options import AsJson, Model, checking_input, print_json
+from .options import AsJson, Model, checking_input
+from .printing import print_json
 
 
 def verify(

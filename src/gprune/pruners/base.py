@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
@@ -127,6 +127,30 @@ class Method(ABC):
         """The method drawing with another seed; one that does not draw is what it was."""
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """The method by name with all of its settings, of values that JSON has; see `from_dict`.
+
+        `cover(0.9)` is {"cover": 0.9, "at_most": 1.0}, a mask is lists of bools, and a `Chain` has a dictionary for
+        each of its methods.
+        """
+        from .recipe import as_recipe
+
+        return as_recipe(self)
+
+    @classmethod
+    def from_dict(cls, recipe: Mapping[str, Any]) -> Method:
+        """The method that `to_dict` told of; settings that are left out are the defaults.
+
+        Args:
+            recipe: "method" is the name; of a class of your own, call its own `from_dict`.
+
+        Raises:
+            BadType, BadValue: an unknown method or setting, or a value that the method refuses.
+        """
+        from .recipe import of_recipe
+
+        return of_recipe(recipe, cls)
+
 
 @dataclass
 class Unpruned(Method):
@@ -204,7 +228,7 @@ class Pruner(Method):
             BadType, BadValue: features are not floating point or not 2-D, or the tokens come without what the
                 method needs beside them.
         """
-        if isinstance(tokens, Tensor):
+        if not isinstance(tokens, VisualTokens):
             tokens = VisualTokens.of(tokens)
         _check_finite(tokens)
         self._check_needs(tokens)
