@@ -36,7 +36,7 @@ QUESTIONS = ("describe the picture.", "what color is the circle?", "how many sha
 
 @dataclass(frozen=True)
 class Row:
-    """Microseconds of CPU time a token, medians over all turns; `speed`: tokens a second, of those without a pruner."""
+    """Microseconds of CPU time a token, in hooks of time, medians; `speed`: tokens a second, of those without a pruner."""
 
     case: str
     columns: int
@@ -72,9 +72,9 @@ def timed_hooks(clock: Clock) -> Iterator[None]:
     def timed(hook: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(hook)
         def call(*args: Any) -> Any:
-            start = time.thread_time()
+            start = time.perf_counter()
             result = hook(*args)
-            clock.within += time.thread_time() - start
+            clock.within += time.perf_counter() - start
             return result
 
         return call
@@ -124,7 +124,7 @@ def markdown(rows: list[Row], about: dict[str, str]) -> str:
     return "\n".join(
         [
             f"`{COMMAND}`: microseconds of CPU time a decoded token of the embedded model, medians of {TURNS} turns of "
-            f"{TOKENS} tokens each on a CPU that others use too, one thread; {where}.",
+            f"{TOKENS} tokens each (in hooks: of time) on a CPU that others use too, one thread; {where}.",
             "",
             "| case | columns | no pruner | with GPrune | speed | in its hooks |",
             "|---|---|---|---|---|---|",
