@@ -36,7 +36,7 @@ QUESTIONS = ("describe the picture.", "what color is the circle?", "how many sha
 
 @dataclass(frozen=True)
 class Row:
-    """Microseconds of CPU time a token, in hooks of time, medians; `speed`: tokens a second, of those without a pruner."""
+    """Microseconds of CPU time a token, in hooks of time, medians; `speed`: tokens a second over those without."""
 
     case: str
     columns: int
