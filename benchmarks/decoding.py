@@ -134,7 +134,8 @@ def markdown(rows: list[Row], about: dict[str, str]) -> str:
                 for row in rows
             ),
             "",
-            "Turns differed by more than the hooks take: `speed` is that of the machine, not of the hooks, unless it is idle.",
+            "Turns differed by more than the hooks take: `speed` is that of the machine, not of the hooks, unless "
+            "it is idle.",
             "",
         ]
     )
