@@ -158,7 +158,7 @@ def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
     """Raise UnsupportedModel if a call has a value per token that gprune does not know, and so could not shorten."""
     known = {*_SEQUENCE, *CACHES, *grid_arguments(model)}
     for name in (*map(encoder_name, PIXELS), _SOUND_ENCODER):
-        known.update(_named(getattr(model.base_model, name, _nothing)))
+        known.update(_named(getattr(model.base_model, name, _no_encoder)))
     batch, length = call["input_ids"].shape
     for name, value in call.items():
         if name in known or not isinstance(value, Tensor):
@@ -172,8 +172,8 @@ def check_per_token(model: PreTrainedModel, call: Mapping[str, Any]) -> None:
             )
 
 
-def _nothing() -> None:
-    """In the place of a method that a model does not have."""
+def _no_encoder() -> None:
+    """In the place of an encoder that a model does not have."""
 
 
 # --- KV caches --------------------------------------------------------------------------------------------------------
@@ -386,23 +386,6 @@ MASK_MAKER = "create_masks_for_generate"
 
 PREPARE = "prepare_inputs_for_generation"
 """The model's method by which `generate()` makes the arguments of forward."""
-
-
-PREFILL = "_prefill"
-"""The model's method by which `generate()` reads what is new to its cache."""
-
-
-def check_prefill(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModel unless `generate()` reads what is new in a method told how, and with which cache."""
-    taken = inspect.signature(getattr(model, PREFILL, _nothing)).parameters
-    for name in ("generation_config", "model_kwargs"):
-        if name not in taken:
-            raise lacks(type(model).__name__, f"{PREFILL} with the argument {name}")
-
-
-def chunk_of(config: Any) -> int | None:
-    """How many tokens of what is new `generate()` reads at a time, by its config; None for all."""
-    return getattr(config, "prefill_chunk_size", None)
 
 
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:

@@ -369,21 +369,6 @@ def test_tokens_decoded_by_hand_are_taken_back_and_others_follow(name: str) -> N
             torch.testing.assert_close(logits, text_logits(model, kept)[-1], **close)
 
 
-@pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize("chunk", [1, 5, 500])
-def test_a_pruned_cache_goes_on_in_one_piece(name: str, chunk: int) -> None:
-    """Of a chunk generate() takes the positions by the columns of the cache, whatever it is handed."""
-    family = FAMILIES[name]
-    model, prompt = family.model(), prompt_of(family.inputs(), 1)
-    with GPrune(keep=0.4)(model):
-        turn = model.generate(**prompt, **GREEDY)
-        ids = torch.cat([turn.sequences, question(1, 9)], dim=1)
-        for given in (ids, ids[:, turn.sequences.shape[1] - 1 :]):
-            way = {"attention_mask": torch.ones_like(ids), **with_cache(copy.deepcopy(cache_of(turn)))}
-            with pytest.raises(ValueError, match=f"pruned cache in chunks of {chunk} tokens.*leave prefill_chunk_size"):
-                model.generate(given, **way, prefill_chunk_size=chunk, **GREEDY)
-
-
 def test_an_unpruned_cache_goes_on_in_chunks(family: Family) -> None:
     model, prompt = family.model(), prompt_of(family.inputs(), 1)
     with GPrune(keep=10**6)(model):

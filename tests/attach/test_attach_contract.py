@@ -145,15 +145,6 @@ def test_a_cache_by_another_name_is_refused_at_once() -> None:
         GPrune(0.5).attach(hosted(Renamed))
 
 
-def test_a_prefill_of_generate_that_is_told_something_else() -> None:
-    class Reading(STOCK):
-        def _prefill(self, input_ids: Any, config: Any, model_kwargs: Any) -> Any:
-            """Is told how by another name."""
-
-    with pytest.raises(UnsupportedModel, match=r"Reading has no _prefill with the argument generation_config.*pip"):
-        GPrune(0.5).attach(hosted(Reading))
-
-
 def test_a_cache_under_a_name_that_is_not_known() -> None:
     model, inputs = hosted(Storing), FAMILY.inputs()
     with GPrune(0.5)(model):

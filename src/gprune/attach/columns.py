@@ -109,38 +109,6 @@ class NewInputs:
         return _without_first(inputs, old) if old else inputs
 
 
-class WholePrefill:
-    """How `generate()` reads what is new, in families that `NewInputs` does not look after: never in chunks.
-
-    It cuts position ids for them by the columns of the cache, of which a pruned one has fewer than its text.
-
-    Args:
-        prefill: the method of the model.
-        hooks: of the model.
-    """
-
-    def __init__(self, prefill: Callable[..., Any], hooks: Hooks) -> None:
-        self.prefill, self.hooks = prefill, hooks
-        self.__signature__ = inspect.signature(prefill)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model itself returns.
-
-        Raises:
-            ValueError: it goes on with a pruned cache in chunks.
-        """
-        arguments = self.__signature__.bind(*args, **kwargs).arguments
-        chunk = host.chunk_of(arguments["generation_config"])
-        conversation = None if chunk is None else conversation_of(host.cache_of(arguments["model_kwargs"]))
-        if conversation is not None and conversation.state is not None and conversation.state.dropped:
-            raise ValueError(
-                f"generate() goes on with a pruned cache in chunks of {chunk} tokens, for which it would take the "
-                f"positions of {conversation.state.dropped} tokens before, which were dropped; accepted is what is "
-                f"new as a whole; leave prefill_chunk_size out"
-            )
-        return self.prefill(*args, **kwargs)
-
-
 def read_columns(
     model: PreTrainedModel, call: dict[str, Any], state: CacheState, cached: int, visual: bool
 ) -> TokenColumns:

@@ -11,7 +11,7 @@ from torch.nn import Module
 from .. import host
 from ..families.table import FAMILIES
 from ..host import PIXELS
-from .columns import NewInputs, WholePrefill
+from .columns import NewInputs
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
@@ -31,9 +31,7 @@ def _on_model(hooks: Hooks) -> Callable[[], None]:
     }
     numbering = {host.ROPE_INDEX: RopeIndex(getattr(base, host.ROPE_INDEX), hooks)} if host.has_rope_3d(model) else {}
     own: dict[str, Any] = {host.MASK_MAKER: hooks.masks}
-    if FAMILIES[model.config.model_type].numbered:
-        own[host.PREFILL] = WholePrefill(getattr(model, host.PREFILL), hooks)
-    else:
+    if not FAMILIES[model.config.model_type].numbered:
         own[host.PREPARE] = NewInputs(getattr(model, host.PREPARE), hooks)
     undo = [_replace(model, own), _replace(base, {**encoders, **numbering})]
     # On the base model too, which trainers call by itself.
@@ -90,7 +88,7 @@ def _put_back(module: Module, values: dict[str, Any], before: dict[str, Any]) ->
 
 def _is_over(value: Any) -> bool:
     """Whether something is what hooks, since taken off, had put in its place: models can share a base model."""
-    return isinstance(value, (RecordingEncoder, RopeIndex, NewInputs, WholePrefill)) and not value.hooks.placed
+    return isinstance(value, (RecordingEncoder, RopeIndex, NewInputs)) and not value.hooks.placed
 
 
 def _undo(steps: list[Callable[[], None]]) -> None:

@@ -65,7 +65,6 @@ def _check_contract(model: PreTrainedModel, family: Family) -> None:
     """Raise UnsupportedModel if something is missing of what every pruner relies on in the model."""
     host.forward_arguments(model)
     host.placeholder(model.config)
-    host.check_prefill(model)
     host.check_encoder(model, "image", (host.UNPOOLED, *fields_of(model, family)))
     host.check_rope_3d(model, family.rope_3d)
     host.check_facts(model.config, family.facts)
