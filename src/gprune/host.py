@@ -22,7 +22,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache, vision_utils
+from transformers import AttentionInterface, Cache, GenerationMixin, PreTrainedModel, StaticCache, vision_utils
 from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.image_processing_utils import select_best_resolution
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -386,6 +386,20 @@ MASK_MAKER = "create_masks_for_generate"
 
 PREPARE = "prepare_inputs_for_generation"
 """The model's method by which `generate()` makes the arguments of forward."""
+
+_NEXT = "next_sequence_length"
+"""By which `generate()` tells that method how many tokens are new, but of a chunk of them."""
+
+
+def is_chunk(arguments: Mapping[str, Any]) -> bool:
+    """Whether `generate()` asks for the arguments of one chunk, told the method `PREPARE` by name."""
+    return _NEXT not in arguments
+
+
+def check_preparing() -> None:
+    """Raise UnsupportedModel unless chunks can be told."""
+    if _NEXT not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+        raise lacks("transformers.GenerationMixin", f"{PREPARE} with the argument {_NEXT}")
 
 
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:

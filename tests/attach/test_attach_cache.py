@@ -379,3 +379,16 @@ def test_an_unpruned_cache_goes_on_in_chunks(family: Family) -> None:
             for chunk in (None, 4)
         ]
     torch.testing.assert_close(*(torch.cat(output.logits) for output in outputs), **close)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize("given", ["all", "new"])
+def test_a_pruned_cache_does_not_go_on_in_chunks(name: str, chunk: int, given: str) -> None:
+    model, prompt = FAMILIES[name].model(), prompt_of(FAMILIES[name].inputs(), 1)
+    with GPrune(keep=0.4)(model):
+        turn = model.generate(**prompt, **GREEDY)
+        ids = torch.cat([turn.sequences, question(1, 9)], dim=1)
+        shown = {"attention_mask": torch.ones_like(ids), **with_cache(cache_of(turn))}
+        with pytest.raises(ValueError, match="prefill_chunk_size"):
+            model.generate(ids if given == "all" else ids[:, -9:], **shown, prefill_chunk_size=chunk, **GREEDY)

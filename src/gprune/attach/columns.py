@@ -69,11 +69,11 @@ def _without_first(call: dict[str, Any], count: int) -> dict[str, Any]:
     return {**call, **{name: values[..., count:] for name, values in aligned.items()}}
 
 
-class NewInputs:
-    """What `generate()` hands to forward, in families where it hands no position ids on, that `skip_replayed` reads.
+class WholeInputs:
+    """What `generate()` hands to forward, unless it goes on with a pruned cache in chunks.
 
-    It takes as many tokens off the front as the cache holds, which of a pruned cache are too few. But it knows its
-    whole sequence, and here it is asked before that is forgotten.
+    Of a sequence that is read in chunks `generate()` takes mask and positions by the columns of the cache, which of a
+    pruned one are those of dropped tokens.
 
     Args:
         prepare: the method of the model.
@@ -84,13 +84,37 @@ class NewInputs:
         self.prepare, self.hooks = prepare, hooks
         self.__signature__ = inspect.signature(prepare)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What the model itself returns.
+
+        Raises:
+            ValueError: the cache is pruned, and the call one of chunks.
+        """
+        if host.is_chunk(kwargs):
+            conversation = conversation_of(host.cache_of(kwargs))
+            if conversation is not None and conversation.state is not None and conversation.state.dropped:
+                raise ValueError(
+                    f"generate() goes on in chunks with a cache from which {conversation.state.dropped} tokens were "
+                    f"dropped, and numbers what is new by the columns of that; accepted is all at once; leave out "
+                    f"prefill_chunk_size"
+                )
+        return self.prepare(*args, **kwargs)
+
+
+class NewInputs(WholeInputs):
+    """What `generate()` hands to forward where it hands no position ids on, that `skip_replayed` reads.
+
+    It takes as many tokens off the front as the cache holds, which of a pruned cache are too few. But it knows its
+    whole sequence, and here it is asked before that is forgotten.
+    """
+
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What the model itself returns, with only those tokens that its cache does not stand for.
 
         Raises:
             ValueError: which tokens are new cannot be told.
         """
-        inputs = self.prepare(input_ids, *args, **kwargs)
+        inputs = super().__call__(input_ids, *args, **kwargs)
         cache, positions = host.cache_of(inputs), kwargs.get("position_ids")
         cached = host.columns_of(cache)
         conversation = conversation_of(cache)

@@ -11,7 +11,7 @@ from torch.nn import Module
 from .. import host
 from ..families.table import FAMILIES
 from ..host import PIXELS
-from .columns import NewInputs
+from .columns import NewInputs, WholeInputs
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex
@@ -30,9 +30,8 @@ def _on_model(hooks: Hooks) -> Callable[[], None]:
         if (encoder := host.encoder_of(model, modality)) is not None
     }
     numbering = {host.ROPE_INDEX: RopeIndex(getattr(base, host.ROPE_INDEX), hooks)} if host.has_rope_3d(model) else {}
-    own: dict[str, Any] = {host.MASK_MAKER: hooks.masks}
-    if not FAMILIES[model.config.model_type].numbered:
-        own[host.PREPARE] = NewInputs(getattr(model, host.PREPARE), hooks)
+    preparing = WholeInputs if FAMILIES[model.config.model_type].numbered else NewInputs
+    own = {host.MASK_MAKER: hooks.masks, host.PREPARE: preparing(getattr(model, host.PREPARE), hooks)}
     undo = [_replace(model, own), _replace(base, {**encoders, **numbering})]
     # On the base model too, which trainers call by itself.
     handles = [
@@ -88,7 +87,7 @@ def _put_back(module: Module, values: dict[str, Any], before: dict[str, Any]) ->
 
 def _is_over(value: Any) -> bool:
     """Whether something is what hooks, since taken off, had put in its place: models can share a base model."""
-    return isinstance(value, (RecordingEncoder, RopeIndex, NewInputs)) and not value.hooks.placed
+    return isinstance(value, (RecordingEncoder, RopeIndex, WholeInputs)) and not value.hooks.placed
 
 
 def _undo(steps: list[Callable[[], None]]) -> None:

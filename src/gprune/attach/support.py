@@ -66,5 +66,6 @@ def _check_contract(model: PreTrainedModel, family: Family) -> None:
     host.forward_arguments(model)
     host.placeholder(model.config)
     host.check_encoder(model, "image", (host.UNPOOLED, *fields_of(model, family)))
+    host.check_preparing()
     host.check_rope_3d(model, family.rope_3d)
     host.check_facts(model.config, family.facts)
