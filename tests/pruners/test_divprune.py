@@ -14,7 +14,7 @@ from towered import clustered, features
 
 from gprune import DivPrune
 from gprune.kernels.gram import Gram
-from gprune.kernels.greedy import greedy
+from gprune.kernels.greedy import greedy as choose
 from gprune.pruners.divprune import Farthest
 
 
@@ -48,7 +48,7 @@ def kept(tokens: Tensor, k: int) -> list[int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_without_memory_for_all_similarities_it_keeps_the_same(make, seed):
     directions = torch.nn.functional.normalize(make(200, seed=seed), dim=-1)[None]
-    orders = [greedy(Farthest(Gram(directions, max_memory=memory)), 60) for memory in (0, None)]
+    orders = [choose(Farthest(Gram(directions, max_memory=memory)), 60) for memory in (0, None)]
     assert torch.equal(*orders)
 
 

@@ -16,7 +16,8 @@ from towered import clustered, features
 from gprune import GPrune, GraphCover, View, VisualTokens
 from gprune.cli.options import read_pruners
 from gprune.kernels.gram import Gram
-from gprune.kernels.greedy import FacilityLocation, greedy
+from gprune.kernels.greedy import FacilityLocation
+from gprune.kernels.greedy import greedy as choose
 
 
 def similarities(tokens: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ def test_many_steps_leave_no_error_behind():
         gains[expected] = -1
         expected.append(int(gains.argmax()))
         covered = torch.maximum(covered, s[:, expected[-1]])
-    assert greedy(FacilityLocation(similarity, weights[None]), 300)[0].tolist() == expected
+    assert choose(FacilityLocation(similarity, weights[None]), 300)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("make", [features, clustered])
@@ -99,7 +100,7 @@ def test_any_symmetric_similarity_with_any_weights(n, data):
     similarity = np.array(square).reshape(n, n)
     similarity = np.maximum(similarity, similarity.T)
     read = Gram(torch.eye(n)[None], lambda products: torch.tensor(similarity)[None])
-    chosen = greedy(FacilityLocation(read, torch.tensor(weights)[None]), n)[0].tolist()
+    chosen = choose(FacilityLocation(read, torch.tensor(weights)[None]), n)[0].tolist()
     assert chosen == greedy(similarity, weights, n)
 
 

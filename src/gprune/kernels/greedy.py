@@ -31,7 +31,8 @@ def greedy(objective: Objective, k: int) -> Tensor:
     Returns:
         int64 [B, k], in the order chosen; ties go to the lower index.
     """
-    barred, chosen = torch.zeros_like(objective.gains), []
+    barred = torch.zeros_like(objective.gains)
+    chosen: list[Tensor] = []
     while len(chosen) < k:
         if chosen:
             objective.add(chosen[-1])
@@ -94,12 +95,14 @@ class FacilityLocation:
         """1 + weights[i] similarity[i, j] of rows int64 [m], counted through all sets: new memory, float64 [m, N]."""
         if self._table is not None:
             return self._table.index_select(0, places)
+        assert isinstance(self._similarity, Gram)
         return self._similarity.listed(places).mul_(self._weights.index_select(0, places)).add_(1)
 
     def _column(self, best: Tensor) -> Tensor:
         """1 + weights[i] similarity[i, best] of every set: new memory, float64 [B N, 1] or [B R, 1]."""
         if self._table is not None:
             return self._table.gather(1, best.repeat_interleave(self._size, 0))
+        assert isinstance(self._similarity, Gram)
         return self._similarity.rows(best).view(-1, 1).mul_(self._weights).add_(1)
 
     def _sum(self, places: Tensor, terms: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .base import Need
-from .greedy import GreedyPruner, features_of
+from .stepwise import GreedyPruner, features_of
 
 NOTHING = 1e-9
 """A share of volume this small is rounding: the tokens kept span all others."""

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
-from .greedy import GreedyPruner, features_of
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ..graph import initial_scores
 from ..kernels.gram import gram_flops
 from ..kernels.greedy import FacilityLocation
 from ..tokens import View, VisualTokens
-from .greedy import GreedyPruner, features_of
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ..graph import initial_scores
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
 from .cdpruner import min_max
-from .greedy import GreedyPruner, features_of
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass

@@ -16,7 +16,7 @@ from ..kernels.gram import Gram, gram_flops
 from ..kernels.greedy import FacilityLocation
 from ..tokens import View, VisualTokens
 from .base import Need
-from .greedy import GreedyPruner, features_of
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass
