@@ -15,7 +15,7 @@ from ..kernels.greedy import Objective, greedy
 from ..tokens import View, VisualTokens
 from .base import SetPruner
 
-TOGETHER = {"cpu": 2**25, "cuda": 2**29}
+VIEWS_TOGETHER = {"cpu": 2**25, "cuda": 2**29}
 """Bytes that views may take, by kind of device, to be gone through together: larger ones gain nothing by it."""
 
 
@@ -40,7 +40,7 @@ class GreedyPruner(SetPruner):
     def choose_together(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Sequence[Tensor]:
         """`choose` for each of some views of equal size; those that are small step by step together."""
         device, size = tokens.features.device, len(views[0])
-        room = min(TOGETHER.get(device.type, TOGETHER["cpu"]), budget(device))
+        room = min(VIEWS_TOGETHER.get(device.type, VIEWS_TOGETHER["cpu"]), budget(device))
         # Of every view all pairs and the features, in float64.
         at_once = max(1, room // (8 * size * (size + tokens.features.shape[1])))
         chosen: list[Tensor] = []
