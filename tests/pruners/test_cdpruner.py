@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from towered import clustered, cosines, features, known
 
 from gprune import CDPruner, VisualTokens
-from gprune.pruners.cdpruner import greedy_map, relevance
+from gprune.kernels.greedy import greedy as choose
+from gprune.pruners.cdpruner import Volume, relevance
 
 
 def kernel(tokens: VisualTokens) -> np.ndarray:
@@ -36,6 +37,12 @@ def greedy(matrix: np.ndarray, k: int) -> list[int]:
         }
         chosen.append(max(volume, key=lambda i: volume[i]))
     return chosen
+
+
+def nearness(tokens: torch.Tensor, question: torch.Tensor) -> torch.Tensor:
+    """`relevance` of one view."""
+    directions = torch.nn.functional.normalize(tokens.double(), dim=-1)
+    return relevance(directions[None], question.double().mean(0)[None])[0]
 
 
 def order(tokens: VisualTokens, k: int) -> list[int]:
@@ -109,15 +116,15 @@ def test_a_token_like_one_kept_gives_way_to_a_less_relevant_one():
 def test_more_tokens_than_dimensions():
     tokens = known(features(40, d=3))
     assert sorted(order(tokens, 40)) == list(range(40))
-    relevant = relevance(tokens.features, tokens.questions[0])
+    relevant = nearness(tokens.features, tokens.questions[0])
     tail = relevant[order(tokens, 40)[3:]]
     assert (tail[:-1] >= tail[1:]).all()
 
 
 def test_relevance_is_scaled_to_the_view():
-    near = relevance(features(10), features(3, seed=1))
+    near = nearness(features(10), features(3, seed=1))
     assert near.min() == 0 and near.max() == 1
-    assert relevance(torch.ones(4, 3), torch.ones(2, 3)).tolist() == [1, 1, 1, 1]
+    assert nearness(torch.ones(4, 3), torch.ones(2, 3)).tolist() == [1, 1, 1, 1]
 
 
 def test_the_determinant_of_what_is_chosen():
@@ -126,5 +133,5 @@ def test_the_determinant_of_what_is_chosen():
     root = torch.randn(12, 12, generator=generator, dtype=torch.float64)
     matrix = root @ root.T
     matrix /= matrix.diagonal().max()
-    chosen = greedy_map(matrix, torch.zeros(12, dtype=torch.float64), 12).tolist()
+    chosen = choose(Volume(matrix[None], torch.zeros(1, 12, dtype=torch.float64), 12), 12)[0].tolist()
     assert chosen == greedy(matrix.numpy(), 12)

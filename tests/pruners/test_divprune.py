@@ -13,7 +13,9 @@ from torch import Tensor
 from towered import clustered, features
 
 from gprune import DivPrune
-from gprune.pruners.divprune import farthest_first
+from gprune.kernels.gram import Gram
+from gprune.kernels.greedy import greedy as choose
+from gprune.pruners.divprune import Farthest
 
 
 def distances(tokens: Tensor) -> np.ndarray:
@@ -45,8 +47,9 @@ def kept(tokens: Tensor, k: int) -> list[int]:
 @pytest.mark.parametrize("make", [features, clustered])
 @pytest.mark.parametrize("seed", range(5))
 def test_without_memory_for_all_similarities_it_keeps_the_same(make, seed):
-    directions = torch.nn.functional.normalize(make(200, seed=seed), dim=-1)
-    assert torch.equal(farthest_first(directions, 60, max_memory=0), farthest_first(directions, 60))
+    directions = torch.nn.functional.normalize(make(200, seed=seed), dim=-1)[None]
+    orders = [choose(Farthest(Gram(directions, max_memory=memory)), 60) for memory in (0, None)]
+    assert torch.equal(*orders)
 
 
 @pytest.mark.parametrize("make", [features, clustered])

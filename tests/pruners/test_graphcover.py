@@ -16,7 +16,8 @@ from towered import clustered, features
 from gprune import GPrune, GraphCover, View, VisualTokens
 from gprune.cli.options import read_pruners
 from gprune.kernels.gram import Gram
-from gprune.pruners.graphcover import greedy_cover
+from gprune.kernels.greedy import FacilityLocation
+from gprune.kernels.greedy import greedy as choose
 
 
 def similarities(tokens: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -59,14 +60,14 @@ def test_many_steps_leave_no_error_behind():
     """What every token would add is counted anew at every step; in float32 the sums would differ too much."""
     tokens = torch.cat([clustered(200), features(100)])
     directions, weights = torch.nn.functional.normalize(tokens.double(), dim=-1), tokens.double().norm(dim=-1)
-    similarity = Gram(directions, lambda cosine: cosine.sub(1).div(0.1).exp())
-    s, covered, expected = similarity.rows(torch.arange(300)), torch.zeros(300, dtype=torch.float64), []
+    similarity = Gram(directions[None], lambda cosine: cosine.sub(1).div(0.1).exp())
+    s, covered, expected = similarity.rows(torch.arange(300))[0], torch.zeros(300, dtype=torch.float64), []
     for _ in range(300):
         gains = weights @ (s - covered[:, None]).clamp(min=0)
         gains[expected] = -1
         expected.append(int(gains.argmax()))
         covered = torch.maximum(covered, s[:, expected[-1]])
-    assert greedy_cover(similarity, weights, 300).tolist() == expected
+    assert choose(FacilityLocation(similarity, weights[None]), 300)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("make", [features, clustered])
@@ -98,8 +99,8 @@ def test_any_symmetric_similarity_with_any_weights(n, data):
     weights = np.array(data.draw(st.lists(sixteenths, min_size=n, max_size=n)))
     similarity = np.array(square).reshape(n, n)
     similarity = np.maximum(similarity, similarity.T)
-    read = Gram(torch.eye(n), lambda products: torch.tensor(similarity))
-    chosen = greedy_cover(read, torch.tensor(weights), n).tolist()
+    read = Gram(torch.eye(n)[None], lambda products: torch.tensor(similarity)[None])
+    chosen = choose(FacilityLocation(read, torch.tensor(weights)[None]), n)[0].tolist()
     assert chosen == greedy(similarity, weights, n)
 
 

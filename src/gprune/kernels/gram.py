@@ -64,12 +64,25 @@ class Gram:
         if self._kept is not None:
             self._kept = function(self._kept)
 
+    def taken(self) -> Tensor | None:
+        """All that is kept, floating [..., N, N], for whom this is not read again but by him; None if it is not."""
+        return self._kept
+
     def rows(self, index: Tensor) -> Tensor:
         """New memory, floating [..., m, N]: of every set its rows int64 [..., m], or the same rows [m] of all."""
         index = index + self._first
         if self._kept is not None:
             return _taken(self._kept, index)
         return self._kernel(_taken(self._vectors, index) @ self._vectors.mT)
+
+    def listed(self, places: Tensor) -> Tensor:
+        """New memory, floating [m, N]: rows int64 [m], ascending, counted through all sets."""
+        if self._kept is not None:
+            return self._kept.flatten(0, -2).index_select(0, places)
+        sets = self._vectors.view(self._sets, self.count, -1)
+        counts = torch.bincount(places // max(1, self.count), minlength=self._sets).tolist()
+        index = (places % max(1, self.count)).split(counts)
+        return self._kernel(torch.cat([own[part] @ own.T for own, part in zip(sets, index, strict=True)]))
 
     def parts(self, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows, at most `PAIRS` pairs at a time: their index, int64 [m], and `rows` of it; of all rows if None."""

@@ -349,18 +349,30 @@ class SetPruner(Pruner):
             if k:
                 alike[len(view), k].append(i)
         chosen = [tokens.rows[:0]] * len(tokens.views)
-        for (size, k), indices in alike.items():
+        for (_, k), indices in alike.items():
             views = [tokens.views[i] for i in indices]
-            for i, rows in zip(indices, self.choose_together(tokens, views, k), strict=True):
-                if len(rows.unique()) != k or len(rows) != k or not torch.isin(rows, tokens.views[i].rows).all():
-                    raise BadValue(
-                        f"{type(self).__name__}.choose returned rows {rows.tolist()} for a view of "
-                        f"{size} tokens; accepted are exactly k={k} distinct entries of view.rows; "
-                        f"index view.rows to get them"
-                    )
-                mask[rows] = True
+            together = self.choose_together(tokens, views, k)
+            self._check_chosen(together, views, k)
+            for i, rows in zip(indices, together, strict=True):
                 chosen[i] = rows
+        if chosen:
+            mask[torch.cat(chosen)] = True
         return Selection(mask.nonzero().squeeze(1), order=torch.cat(chosen) if self.ordered and chosen else None)
+
+    def _check_chosen(self, chosen: Sequence[Tensor], views: Sequence[View], k: int) -> None:
+        """Raise BadValue if what was chosen of some views of equal size is not k distinct rows of each."""
+        wrong = [len(rows) != k for rows in chosen]
+        if not any(wrong):
+            found, accepted = torch.stack([*chosen]).sort().values, torch.stack([view.rows for view in views])
+            places = torch.searchsorted(accepted, found).clamp_(max=accepted.shape[1] - 1)
+            wrong = ((accepted.gather(1, places) != found).any(1) | (found.diff() == 0).any(1)).tolist()
+        if any(wrong):
+            first = wrong.index(True)
+            raise BadValue(
+                f"{type(self).__name__}.choose returned rows {chosen[first].tolist()} for a view of "
+                f"{len(views[first])} tokens; accepted are exactly k={k} distinct entries of view.rows; "
+                f"index view.rows to get them"
+            )
 
 
 def keep_top(scores: Tensor, tokens: VisualTokens, counts: Sequence[int]) -> Selection:

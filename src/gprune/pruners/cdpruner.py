@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,14 +12,15 @@ from torch.nn.functional import normalize
 
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
-from .base import Need, SetPruner
+from .base import Need
+from .stepwise import GreedyPruner, features_of
 
 NOTHING = 1e-9
 """A share of volume this small is rounding: the tokens kept span all others."""
 
 
 @dataclass
-class CDPruner(SetPruner):
+class CDPruner(GreedyPruner):
     """Keep the set of tokens with the largest determinant of their similarities, weighted by relevance: greedy MAP.
 
     Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
@@ -35,65 +37,65 @@ class CDPruner(SetPruner):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("question",)
-    ordered: ClassVar[bool] = True
 
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token that raises the determinant most; ties go to the lower index.
-
-        Once the tokens kept span all others, these follow by relevance.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        features = tokens.features[view.rows].double()
-        directions = normalize(features, dim=-1)
-        relevant = relevance(features, tokens.questions[view.image])
-        return view.rows[greedy_map(relevant[:, None] * directions, relevant, k)]
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Volume:
+        """How large each token makes the determinant; once those kept span all others, these follow by relevance."""
+        directions = normalize(features_of(tokens, views).double(), dim=-1)
+        questions = torch.stack([tokens.questions[view.image].double().mean(0) for view in views])
+        relevant = relevance(directions, questions)
+        return Volume(relevant[..., None] * directions, relevant, k)
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs; each step that of the rows of those before with one column."""
         return gram_flops(count, width) + count * kept * (kept - 1) if kept else 0
 
 
-def relevance(features: Tensor, question: Tensor) -> Tensor:
-    """float64 [N] in [0, 1]: how near each token [N, d] points to the mean of the question's embeddings [q, d].
+def relevance(directions: Tensor, questions: Tensor) -> Tensor:
+    """float64 [B, N] in [0, 1]: how near each token points to its question.
 
-    All ones if no token is nearer than another.
+    All ones if no token of a view is nearer than another.
+
+    Args:
+        directions: float64 [B, N, d], of norm 1 or 0.
+        questions: float64 [B, d], the mean of each question's embeddings.
     """
-    near = normalize(features.double(), dim=-1) @ normalize(question.double().mean(0), dim=0)
-    return min_max(near)
+    return min_max((directions @ normalize(questions, dim=-1)[..., None]).squeeze(-1))
 
 
 def min_max(values: Tensor) -> Tensor:
-    """Values, floating [N], N >= 1, scaled to [0, 1]; all ones if they are equal."""
-    low, high = values.aminmax()
-    return torch.ones_like(values) if high == low else (values - low) / (high - low)
+    """Values, floating [..., N], N >= 1, each N of them scaled to [0, 1]; all ones if they are equal."""
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    return torch.where(high == low, 1, (values - low) / (high - low))
 
 
-def greedy_map(vectors: Tensor, otherwise: Tensor, k: int, max_memory: int | None = None) -> Tensor:
-    """Again and again the index that makes the determinant of all products of the chosen vectors largest.
+class Volume:
+    """How large each index makes the determinant of all products of the chosen vectors.
 
     Args:
-        vectors: float64 [N, d], of norm at most 1.
-        otherwise: float64 [N] in [0, 1], which index is next when all determinants are 0.
-        k: at most N.
-        max_memory: see `Gram`; the steps keep k x N numbers beside.
-
-    Returns:
-        int64 [k], in the order chosen; ties go to the lower index.
+        vectors: float64 [B, N, d], of norm at most 1.
+        otherwise: float64 [B, N] in [0, 1], which index is next when all determinants are 0.
+        k: how many are chosen at most; the steps keep B x k x N numbers.
+        max_memory: see `Gram`.
     """
-    kernel = Gram(vectors, max_memory=max_memory)
-    volume = (vectors * vectors).sum(1)
-    rows = vectors.new_zeros(k, len(vectors))
-    taken = torch.zeros_like(volume, dtype=torch.bool)
-    chosen = []
-    for step in range(k):
-        gain = torch.where(volume > NOTHING, volume, otherwise * NOTHING).masked_fill(taken, -1)
-        best = gain.argmax(-1, keepdim=True)
-        chosen.append(best)
-        taken[best] = True
-        root = volume[best].clamp(min=NOTHING).sqrt()
-        rows[step] = (kernel.rows(best) - rows[:step, best].T @ rows[:step]).squeeze(0) / root
-        rows[step] *= volume[best] > NOTHING
-        volume = volume - rows[step] ** 2
-    return torch.cat(chosen)
+
+    def __init__(self, vectors: Tensor, otherwise: Tensor, k: int, max_memory: int | None = None) -> None:
+        self._kernel, self._otherwise = Gram(vectors, max_memory=max_memory), otherwise * NOTHING
+        self._volume = (vectors * vectors).sum(-1)
+        # What is left of the kernel's rows of those chosen, over the root of their volumes.
+        self._rows, self._step = vectors.new_zeros(len(vectors), k, vectors.shape[1]), 0
+
+    @property
+    def gains(self) -> Tensor:
+        """float64 [B, N]."""
+        return torch.where(self._volume > NOTHING, self._volume, self._otherwise)
+
+    def add(self, best: Tensor) -> None:
+        """Choose one more of every set: int64 [B, 1]."""
+        before = self._rows[:, : self._step]
+        own = before.gather(2, best[:, None].expand(-1, self._step, -1)).mT
+        row = torch.baddbmm(self._kernel.rows(best), own, before, alpha=-1).squeeze(1)
+        volume = self._volume.gather(1, best)
+        row *= (volume > NOTHING) / volume.clamp(min=NOTHING).sqrt()
+        self._rows[:, self._step] = row
+        self._step += 1
+        self._volume = torch.addcmul(self._volume, row, row, value=-1)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
 
 from ..checks import Above, setting
 from ..coverage import TEMPERATURE, similarities
 from ..graph import initial_scores
-from ..kernels.gram import Gram, gram_flops
+from ..kernels.gram import gram_flops
+from ..kernels.greedy import FacilityLocation
 from ..tokens import View, VisualTokens
-from .base import SetPruner
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass
-class GraphCover(SetPruner):
+class GraphCover(GreedyPruner):
     """Keep tokens A that together represent all: greedy for the largest f(A) = sum_i |x_i| max_{j in A} s(i, j).
 
     Both terms are G-Prune's: s(i, j) = exp((cosine - 1) / temperature) is the weight of an edge of its graph, without
@@ -40,72 +38,11 @@ class GraphCover(SetPruner):
 
     temperature: float = setting(TEMPERATURE, Above(0))
 
-    ordered: ClassVar[bool] = True
-
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token that raises f most; ties go to the lower index.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        features = tokens.features[view.rows]
-        with torch.autocast(features.device.type, enabled=False):
-            similarity = similarities(features, self.temperature)
-            return view.rows[greedy_cover(similarity, initial_scores(features), k)]
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> FacilityLocation:
+        """By how much each token would raise f."""
+        features = features_of(tokens, views)
+        return FacilityLocation(similarities(features, self.temperature), initial_scores(features))
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs, and the first gains; how many rows the steps read depends on the picture."""
         return gram_flops(count, width) + 2 * count**2 if kept else 0
-
-
-def greedy_cover(similarity: Gram, weights: Tensor, k: int, favour: Tensor | None = None) -> Tensor:
-    """Greedy facility location: every index is the one that most raises sum_i weights[i] max_j similarity[i, j].
-
-    Args:
-        similarity: float64 [N, N], symmetric, not negative.
-        weights: floating [N], not negative.
-        k: at most N.
-        favour: floating [N], not negative, by which what each index adds is multiplied before they are compared;
-            None: all alike.
-
-    Returns:
-        int64 [k], in the order chosen; ties go to the lower index.
-    """
-    coverage = FacilityLocation(similarity, weights)
-    taken = torch.zeros_like(weights, dtype=torch.bool)
-    chosen = []
-    for _ in range(k):
-        gains = coverage.gains if favour is None else coverage.gains * favour
-        best = gains.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
-        chosen.append(best)
-        taken[best] = True
-        coverage.add(best)
-    return torch.cat(chosen)
-
-
-class FacilityLocation:
-    """How well chosen indices represent all, sum_i weights[i] max_j similarity[i, j], and what others would add to it.
-
-    What they would add changes only through the rows that are now better represented than before, so a step
-    reads these alone. Gains are kept in float64, where the changes leave no error that could reorder them.
-
-    Args:
-        similarity: float64 [N, N], symmetric, not negative.
-        weights: floating [N], not negative.
-    """
-
-    def __init__(self, similarity: Gram, weights: Tensor) -> None:
-        self._similarity, self._weights = similarity, weights.double()
-        self._covered = torch.zeros_like(self._weights)
-        self.gains = torch.zeros_like(self._weights)
-        """float64 [N], what each index would add."""
-        for part, rows in similarity.parts():
-            self.gains += self._weights[part] @ rows
-
-    def add(self, index: Tensor) -> None:
-        """Choose one more: int64 [1]."""
-        offered = self._similarity.rows(index)[0]
-        for part, rows in self._similarity.parts((offered > self._covered).nonzero().squeeze(1)):
-            before, after = self._covered[part, None], offered[part, None]
-            self.gains -= self._weights[part] @ rows.clamp_(before, after).sub_(before)
-        self._covered = torch.maximum(self._covered, offered)

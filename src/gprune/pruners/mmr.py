@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from ..checks import Between, setting
 from ..graph import initial_scores
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
-from .base import SetPruner
 from .cdpruner import min_max
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass
-class MMR(SetPruner):
+class MMR(GreedyPruner):
     """Keep the tokens of maximal marginal relevance, lambda * I(i) - (1 - lambda) * max_{j in S} cos(i, j).
 
     Tan et al., "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", 2026,
@@ -40,33 +40,32 @@ class MMR(SetPruner):
 
     importance: float = setting(0.5, Between(0, 1))
 
-    ordered: ClassVar[bool] = True
-
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token with the largest marginal relevance; ties go to the lower index.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        features = tokens.features[view.rows]
-        with torch.autocast(features.device.type, enabled=False):
-            cosine = Gram(normalize(features.float(), dim=-1))
-            return view.rows[self._order(cosine, min_max(initial_scores(features)), k)]
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> MarginalRelevance:
+        """The marginal relevance of each token."""
+        features = features_of(tokens, views)
+        important = min_max(initial_scores(features))
+        return MarginalRelevance(Gram(normalize(features.float(), dim=-1)), important, self.importance)
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs."""
         return gram_flops(count, width) if kept else 0
 
-    def _order(self, cosine: Gram, important: Tensor, k: int) -> Tensor:
-        """int64 [k], in the order chosen."""
-        best = important.argmax(-1, keepdim=True)
-        closest = torch.full_like(important, -torch.inf)
-        taken = torch.zeros_like(important, dtype=torch.bool)
-        chosen = [best]
-        while len(chosen) < k:
-            taken[best] = True
-            closest = torch.maximum(closest, cosine.rows(best)[0])
-            relevance = self.importance * important - (1 - self.importance) * closest
-            best = relevance.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
-            chosen.append(best)
-        return torch.cat(chosen)
+
+class MarginalRelevance:
+    """weight * important - (1 - weight) * the cosine to the nearest chosen one; what is important while none is chosen.
+
+    Args:
+        cosine: float32 [B, N, N].
+        important: float32 [B, N], in [0, 1].
+        weight: in [0, 1].
+    """
+
+    def __init__(self, cosine: Gram, important: Tensor, weight: float) -> None:
+        self._cosine, self._important, self._weight = cosine, important, weight
+        self._closest = torch.tensor(-torch.inf)
+        self.gains = important
+
+    def add(self, best: Tensor) -> None:
+        """Choose one more of every set: int64 [B, 1]."""
+        self._closest = torch.maximum(self._closest, self._cosine.rows(best).squeeze(-2))
+        self.gains = self._weight * self._important - (1 - self._weight) * self._closest

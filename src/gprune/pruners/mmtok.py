@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from ..checks import Above, Between, setting
 from ..kernels.gram import Gram, gram_flops
+from ..kernels.greedy import FacilityLocation
 from ..tokens import View, VisualTokens
-from .base import Need, SetPruner
-from .graphcover import FacilityLocation
+from .base import Need
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass
-class MMTok(SetPruner):
+class MMTok(GreedyPruner):
     """Keep the tokens S with the largest f(M_tv; S) + alpha f(M_vv; S), f(M; S) = mean_i max_{j in S} M_ij, by greedy.
 
     Dong et al., "MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs", 2025, arXiv 2508.18264.
@@ -45,33 +48,42 @@ class MMTok(SetPruner):
     text_temperature: float = setting(0.02, Above(0))
 
     needs: ClassVar[tuple[Need, ...]] = ("question",)
-    ordered: ClassVar[bool] = True
 
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token that raises the sum most; ties go to the lower index.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        directions = normalize(tokens.features[view.rows].double(), dim=-1)
-        words = normalize(tokens.questions[view.image].double(), dim=-1) @ directions.T
-        words = (words / self.text_temperature).softmax(-1) / len(words)
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> TwoCoverages:
+        """By how much each token would raise the sum."""
+        directions = normalize(features_of(tokens, views).double(), dim=-1)
+        questions = [normalize(tokens.questions[view.image].double(), dim=-1) for view in views]
+        # Words that fill up to the longest question weigh nothing.
+        weights = pad_sequence([(1 / len(each)) * torch.ones_like(each[:, 0]) for each in questions], True)
+        words = (pad_sequence(questions, True) @ directions.mT).div_(self.text_temperature).softmax(-1)
         # Softmax divides by the row; what is left is symmetric.
-        similarity = Gram(directions, lambda cosine: cosine.sub_(1).div_(self.temperature).exp_())
-        sums = torch.cat([rows.sum(-1) for _, rows in similarity.parts()])
-        picture = FacilityLocation(similarity, self.alpha / len(sums) / sums)
-        covered = torch.zeros_like(words[:, :1])
-        taken = torch.zeros_like(sums, dtype=torch.bool)
-        chosen = []
-        for _ in range(k):
-            gains = picture.gains + (words - covered).clamp_(min=0).sum(0)
-            best = gains.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
-            chosen.append(best)
-            taken[best] = True
-            picture.add(best)
-            covered = torch.maximum(covered, words[:, best])
-        return view.rows[torch.cat(chosen)]
+        similarity = Gram(directions, lambda cosine: cosine.clamp_(max=1).sub_(1).div_(self.temperature).exp_())
+        sums = torch.cat([rows.sum(-1) for _, rows in similarity.parts()], -1)
+        shares = self.alpha / sums.shape[-1] / sums
+        most = 1 + shares.sum(-1, keepdim=True)
+        return TwoCoverages(FacilityLocation(words, weights, most), FacilityLocation(similarity, shares, most))
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs, and the first gains; those with the words, and the rows read, vary."""
         return gram_flops(count, width) + 2 * count**2 if kept else 0
+
+
+class TwoCoverages:
+    """What each index adds to how well the chosen ones represent the words, and the picture.
+
+    Args:
+        words, picture: of the same B sets of N.
+    """
+
+    def __init__(self, words: FacilityLocation, picture: FacilityLocation) -> None:
+        self._words, self._picture = words, picture
+
+    @property
+    def gains(self) -> Tensor:
+        """float64 [B, N]."""
+        return self._words.gains + self._picture.gains
+
+    def add(self, best: Tensor) -> None:
+        """Choose one more of every set: int64 [B, 1]."""
+        self._words.add(best)
+        self._picture.add(best)

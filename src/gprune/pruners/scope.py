@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +12,14 @@ from torch.nn.functional import normalize
 
 from ..checks import Between, setting
 from ..kernels.gram import Gram, gram_flops
+from ..kernels.greedy import FacilityLocation
 from ..tokens import View, VisualTokens
-from .base import Need, SetPruner
-from .graphcover import greedy_cover
+from .base import Need
+from .stepwise import GreedyPruner, features_of
 
 
 @dataclass
-class SCOPE(SetPruner):
+class SCOPE(GreedyPruner):
     """Keep the tokens with the largest gain(v) * A_v^alpha, again and again: coverage and saliency.
 
     "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs", NeurIPS 2025, arXiv 2510.24214.
@@ -40,19 +42,32 @@ class SCOPE(SetPruner):
     alpha: float = setting(0.5, Between(0, 10))
 
     needs: ClassVar[tuple[Need, ...]] = ("attention",)
-    ordered: ClassVar[bool] = True
 
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token with the largest product; ties go to the lower index.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        saliency = tokens.signals["attention"][view.rows].double() ** self.alpha
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> SalientCoverage:
+        """The product of what each token adds and its saliency."""
         # Of near-copies, what one adds is less than the rounding of float32.
-        cosine = Gram(normalize(tokens.features[view.rows].double(), dim=-1), lambda products: products.clamp_(0, 1))
-        return view.rows[greedy_cover(cosine, torch.ones_like(saliency), k, saliency)]
+        directions = normalize(features_of(tokens, views).double(), dim=-1)
+        attention = torch.stack([tokens.signals["attention"][view.rows] for view in views]).double()
+        return SalientCoverage(Gram(directions, lambda products: products.clamp_(0, 1)), attention**self.alpha)
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs, and the first gains; how many rows the steps read depends on the picture."""
         return gram_flops(count, width) + 2 * count**2 if kept else 0
+
+
+class SalientCoverage(FacilityLocation):
+    """What each index adds to how well the chosen ones represent all, times its saliency.
+
+    Args:
+        cosine: float64 [B, N, N], in [0, 1].
+        saliency: float64 [B, N], not negative.
+    """
+
+    def __init__(self, cosine: Gram, saliency: Tensor) -> None:
+        super().__init__(cosine, torch.ones_like(saliency))
+        self._saliency = saliency
+
+    @property
+    def gains(self) -> Tensor:
+        """float64 [B, N]."""
+        return self.added * self._saliency

@@ -1,0 +1,57 @@
+"""What the methods share that choose token after token, each time the one that is best next to those before."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..kernels.blocks import budget
+from ..kernels.greedy import Objective, greedy
+from ..tokens import View, VisualTokens
+from .base import SetPruner
+
+VIEWS_TOGETHER = {"cpu": 2**25, "cuda": 2**29}
+"""Bytes that views may take, by kind of device, to be gone through together: larger ones gain nothing by it."""
+
+
+@dataclass
+class GreedyPruner(SetPruner):
+    """A method that keeps, again and again, the token with the largest gain; ties go to the lower index."""
+
+    ordered: ClassVar[bool] = True
+
+    @abstractmethod
+    def objective(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Objective:
+        """What each token of B views of N would add to those kept, of which there will be k."""
+
+    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
+        """Again and again the token with the largest gain; ties go to the lower index.
+
+        Returns:
+            k rows of `view`, int64 [k], in the order chosen.
+        """
+        return self.choose_together(tokens, [view], k)[0]
+
+    def choose_together(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Sequence[Tensor]:
+        """`choose` for each of some views of equal size; those that are small step by step together."""
+        device, size = tokens.features.device, len(views[0])
+        room = min(VIEWS_TOGETHER.get(device.type, VIEWS_TOGETHER["cpu"]), budget(device))
+        # Of every view all pairs and the features, in float64.
+        at_once = max(1, room // (8 * size * (size + tokens.features.shape[1])))
+        chosen: list[Tensor] = []
+        with torch.autocast(device.type, enabled=False):
+            for first in range(0, len(views), at_once):
+                some = views[first : first + at_once]
+                order = greedy(self.objective(tokens, some, k), k)
+                chosen += torch.stack([view.rows for view in some]).gather(1, order)
+        return chosen
+
+
+def features_of(tokens: VisualTokens, views: Sequence[View]) -> Tensor:
+    """Those of views of equal size, floating [B, N, d]."""
+    return tokens.features[torch.stack([view.rows for view in views])]
