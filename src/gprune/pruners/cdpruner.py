@@ -46,8 +46,8 @@ class CDPruner(GreedyPruner):
         return Volume(relevant[..., None] * directions, relevant, k)
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
-        """The products of all pairs; each step that of the rows of those before with one column."""
-        return gram_flops(count, width) + count * kept * (kept - 1) if kept else 0
+        """The products of all pairs, and with the question; each step but the first two that of the rows before."""
+        return gram_flops(count, width) + 2 * count * width + count * (kept - 1) * (kept - 2) if kept else 0
 
 
 def relevance(directions: Tensor, questions: Tensor) -> Tensor:
