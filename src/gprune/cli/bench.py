@@ -177,7 +177,7 @@ def _fast_on_cpu() -> torch.dtype:
     """bfloat16 where the processor has products of it, else float32: emulated ones are many times slower."""
     import torch
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if any(capabilities.get(f"{unit}_bf16") for unit in ("amx", "avx512")) else torch.float32
 
 
