@@ -41,9 +41,9 @@ def load(name: str, device: str | None = None) -> tuple[Any, Any]:
     if name == EMBEDDED:
         from .scenes.model import load_embedded
 
-        model, processor = load_embedded(device)
-        model.config.name_or_path = EMBEDDED  # wherever the package is installed
-        return model, processor
+        embedded = load_embedded(device)
+        embedded[0].config.name_or_path = EMBEDDED  # wherever the package is installed
+        return embedded
     _check_family(name, read_config(name))
     with _reading(name):
         processor = transformers.AutoProcessor.from_pretrained(name)
