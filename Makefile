@@ -169,12 +169,15 @@ GPU_RUN = PYTHONPATH=src $(or $(GPU_PYTHON),$(BIN)/python)
 bench-gpu-throughput: $(if $(GPU_PYTHON),,venv)  ## The paper's throughput column, on a GPU: its architecture with random weights
 	$(GPU_RUN) -m gprune bench --model llava-next-8b -o benchmarks/results/throughput_gpu
 
-bench-kernels: venv  ## The ranking beside the released form and the bare product; the selection beside the prefill
+bench-kernels: venv  ## The ranking and set methods beside the bare product; the selection beside the prefill; decoding
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/sets.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/decoding.py
 
 bench-gpu: $(if $(GPU_PYTHON),,venv)  ## All rows that need a GPU, in under eight minutes: kernels, selection, the paper's throughput column
 	$(GPU_RUN) benchmarks/kernels.py
+	$(GPU_RUN) benchmarks/sets.py
 	$(GPU_RUN) benchmarks/selection.py
 	$(MAKE) bench-gpu-throughput
 

@@ -32,7 +32,8 @@ from gprune.models import read_config
 from gprune.spec import parse_pruner
 
 COMMAND = "python benchmarks/selection.py"
-METHODS = ("random", "gprune", "divprune", "graphcover", "graphvote")
+METHODS = ("random", "gprune", "graphvote", "graphcover", "divprune", "mmr", "cdpruner", "scope", "mmtok")
+WORDS = 16
 KEEP = 0.3
 SIZE = (480, 640)
 TEXT_TOKENS = 75
@@ -59,8 +60,14 @@ def visual_tokens(config: Any, batch: int, device: str) -> VisualTokens:
     features = clustered_on(device, batch * each, config.text_config.hidden_size)
     rows = torch.arange(batch * each, device=device)
     parts = rows.split([size for _ in range(batch) for size in views])
+    # What some methods read beside the features.
+    attention, question = torch.rand(batch * each, device=device), clustered_on(device, WORDS, features.shape[1])
     return VisualTokens(
-        features, tuple(View(part, image=i // len(views)) for i, part in enumerate(parts)), (each,) * batch
+        features,
+        tuple(View(part, image=i // len(views)) for i, part in enumerate(parts)),
+        (each,) * batch,
+        {"attention": attention},
+        (question,) * batch,
     )
 
 
