@@ -387,19 +387,14 @@ MASK_MAKER = "create_masks_for_generate"
 PREPARE = "prepare_inputs_for_generation"
 """The model's method by which `generate()` makes the arguments of forward."""
 
-_NEXT = "next_sequence_length"
+NEXT = "next_sequence_length"
 """By which `generate()` tells that method how many tokens are new, but of a chunk of them."""
-
-
-def is_chunk(arguments: Mapping[str, Any]) -> bool:
-    """Whether `generate()` asks for the arguments of one chunk, told the method `PREPARE` by name."""
-    return _NEXT not in arguments
 
 
 def check_preparing() -> None:
     """Raise UnsupportedModel unless chunks can be told."""
-    if _NEXT not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
-        raise lacks("transformers.GenerationMixin", f"{PREPARE} with the argument {_NEXT}")
+    if NEXT not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+        raise lacks("transformers.GenerationMixin", f"{PREPARE} with the argument {NEXT}")
 
 
 def mask_maker(model: PreTrainedModel) -> Callable[..., Any]:

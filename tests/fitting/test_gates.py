@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, IMAGE, Family, Inputs
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -128,6 +128,7 @@ def test_standardised_scores_keep_their_order_and_are_as_far_apart_in_every_view
 
 @given(first=st.integers(1, 16), second=st.integers(1, 24), seed=st.integers(0, 9))
 def test_gates_are_open_for_the_highest_noisy_scores_and_learn_by_a_sigmoid(first: int, second: int, seed: int) -> None:
+    assume((first, second) != (16, 24))  # where every token is kept, there is nothing to learn
     views = (View(torch.arange(16)), View(torch.arange(17, 41)))
     tokens, generator = VisualTokens(torch.zeros(41, 8), views, (41,)), torch.Generator().manual_seed(seed)
     scores, noise = torch.randn(2, 41, generator=generator)
@@ -149,7 +150,7 @@ def test_gates_are_open_for_the_highest_noisy_scores_and_learn_by_a_sigmoid(firs
         torch.testing.assert_close(scores.grad[view.rows], (told[view.rows] * soft * (1 - soft)).float())
 
 
-@given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=9))
+@given(values=st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=9))
 def test_no_gradient_counts_more_than_twice_the_mean(values: list[float]) -> None:
     gradient = torch.tensor(values)
     found, mean = bounded(gradient), gradient.abs().mean()

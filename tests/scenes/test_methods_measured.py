@@ -20,7 +20,7 @@ def table() -> list[str]:
         own = found[method]
         return [-float(own[keep].split()[0]) if keep in own else 0.0 for keep in ("0.3", "0.5")]
 
-    methods = sorted(found.keys() - {"none"}, key=rank)
+    methods = sorted(sorted(found.keys() - {"none"}), key=rank)
     return [
         "| method | 50 % | 30 % | 10 % |",
         "|---|---|---|---|",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +12,11 @@ from transformers import PreTrainedModel
 
 from .. import host
 from ..host import ALIGNED, EXPERT_TYPES, LOGITS, TOKEN_TYPES
-from .conversation import CacheState, conversation_of
+from .conversation import CacheState, WholeInputs, conversation_of
 from .positions import read_positions, token_row
 
 if TYPE_CHECKING:
-    from .hooks import Hooks
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,38 +65,6 @@ def _without_first(call: dict[str, Any], count: int) -> dict[str, Any]:
     length = call["input_ids"].shape[1]
     aligned = {name: values for name, values in aligned.items() if values.shape[-1] == length}
     return {**call, **{name: values[..., count:] for name, values in aligned.items()}}
-
-
-class WholeInputs:
-    """What `generate()` hands to forward, unless it goes on with a pruned cache in chunks.
-
-    Of a sequence that is read in chunks `generate()` takes mask and positions by the columns of the cache, which of a
-    pruned one are those of dropped tokens.
-
-    Args:
-        prepare: the method of the model.
-        hooks: of the model.
-    """
-
-    def __init__(self, prepare: Callable[..., dict[str, Any]], hooks: Hooks) -> None:
-        self.prepare, self.hooks = prepare, hooks
-        self.__signature__ = inspect.signature(prepare)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What the model itself returns.
-
-        Raises:
-            ValueError: the cache is pruned, and the call one of chunks.
-        """
-        if host.is_chunk(kwargs):
-            conversation = conversation_of(host.cache_of(kwargs))
-            if conversation is not None and conversation.state is not None and conversation.state.dropped:
-                raise ValueError(
-                    f"generate() goes on in chunks with a cache from which {conversation.state.dropped} tokens were "
-                    f"dropped, and numbers what is new by the columns of that; accepted is all at once; leave out "
-                    f"prefill_chunk_size"
-                )
-        return self.prepare(*args, **kwargs)
 
 
 class NewInputs(WholeInputs):

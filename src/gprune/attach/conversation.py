@@ -8,6 +8,8 @@ the last key of its prompt, in a layer that has read all of it.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import UnsupportedModel
-from ..host import capacity_of, columns_of, counter_of, keys_name, last_layer, replaces_keys
+from ..host import NEXT, cache_of, capacity_of, columns_of, counter_of, keys_name, last_layer, replaces_keys
 from .llm_columns import take_rows
 
 if TYPE_CHECKING:
+    from .hooks import Hooks
     from .run import Run
 
 _ATTRIBUTE = "_gprune_conversation"
@@ -280,3 +283,35 @@ def conversation_of(cache: Any) -> Conversation | None:
     if conversation.state is not None and cached < conversation.state.columns:
         conversation.state = conversation.state.cropped(cached)
     return conversation
+
+
+class WholeInputs:
+    """What `generate()` hands to forward, unless it goes on with a pruned cache in chunks.
+
+    Of a sequence that is read in chunks `generate()` takes mask and positions by the columns of the cache, which of a
+    pruned one are those of dropped tokens.
+
+    Args:
+        prepare: the method of the model.
+        hooks: of the model.
+    """
+
+    def __init__(self, prepare: Callable[..., dict[str, Any]], hooks: Hooks) -> None:
+        self.prepare, self.hooks = prepare, hooks
+        self.__signature__ = inspect.signature(prepare)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What the model itself returns.
+
+        Raises:
+            ValueError: the cache is pruned, and the call one of chunks.
+        """
+        if NEXT not in kwargs:
+            conversation = conversation_of(cache_of(kwargs))
+            if conversation is not None and conversation.state is not None and conversation.state.dropped:
+                raise ValueError(
+                    f"generate() goes on in chunks with a cache from which {conversation.state.dropped} tokens were "
+                    f"dropped, and numbers what is new by the columns of that; accepted is all at once; leave out "
+                    f"prefill_chunk_size"
+                )
+        return self.prepare(*args, **kwargs)

@@ -11,7 +11,8 @@ from torch.nn import Module
 from .. import host
 from ..families.table import FAMILIES
 from ..host import PIXELS
-from .columns import NewInputs, WholeInputs
+from .columns import NewInputs
+from .conversation import WholeInputs
 from .encoding import RecordingEncoder
 from .llm import LayerHooks
 from .positions import RopeIndex

@@ -102,7 +102,7 @@ def bounded(gradient: Tensor) -> Tensor:
     else outweigh all others.
     """
     size = gradient.abs()
-    return gradient / (1 + size / (2 * size.mean().clamp(min=1e-20)))
+    return gradient / (1 + size / (2 * size.mean().clamp(min=torch.finfo(size.dtype).tiny)))
 
 
 @contextmanager
