@@ -370,6 +370,8 @@ def test_tokens_decoded_by_hand_are_taken_back_and_others_follow(name: str) -> N
 
 
 def test_an_unpruned_cache_goes_on_in_chunks(family: Family) -> None:
+    if not since("5.21"):
+        pytest.skip("this transformers reads chunks wrongly by itself")
     model, prompt = family.model(), prompt_of(family.inputs(), 1)
     with GPrune(keep=10**6)(model):
         turn = model.generate(**prompt, **GREEDY)
