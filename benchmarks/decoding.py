@@ -9,7 +9,6 @@ hooks.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from kernels import RESULTS
+from kernels import record
 from PIL import Image
 
 from gprune import GPrune
@@ -155,12 +154,7 @@ def main() -> None:
         measure("four prompts, padded", model, GPrune(keep=0.3), four),
     ]
     about = versions(("gprune", "torch", "transformers"))
-    stem = RESULTS / "decoding"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(rows, about))
-    print(markdown(rows, about))
+    record("decoding", {"about": about, "rows": [asdict(row) for row in rows]}, markdown(rows, about))
 
 
 if __name__ == "__main__":

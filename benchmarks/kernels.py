@@ -233,6 +233,14 @@ def markdown(rows: list[Row], rate: float, machine: dict[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
+def record(name: str, content: dict[str, Any], text: str) -> None:
+    """Write what was measured to results/NAME.json, and the tables of it to results/NAME.md; print them."""
+    stem = RESULTS / name
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text)
+    print(text)
+
+
 def main() -> None:
     """Measure on the GPU if there is one, and write results/kernels_cpu or results/kernels_cuda."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -241,11 +249,8 @@ def main() -> None:
         machine["processor"] = platform.processor() or platform.machine()
     rate = gemm_rate(device)
     rows = measure(device, rate)
-    stem = RESULTS / f"kernels_{device}"
     content = {"machine": machine, "gemm_rate": rate, "rows": [asdict(row) for row in rows]}
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(rows, rate, machine))
-    print(markdown(rows, rate, machine))
+    record(f"kernels_{device}", content, markdown(rows, rate, machine))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ not depend on the weights.
 from __future__ import annotations
 
 import io
-import json
 import random
 import statistics
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from kernels import RESULTS, seconds
+from kernels import record, seconds
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -229,10 +228,7 @@ def main() -> None:
     shares, timed = [share(*each) for each in pictures().items()], times()
     about = versions(("gprune", "torch", "transformers"))
     rows = {"about": about, "shares": [asdict(row) for row in shares], "times": [asdict(row) for row in timed]}
-    stem = RESULTS / "pixels_cpu"
-    stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(shares, timed, about))
-    print(markdown(shares, timed, about))
+    record("pixels_cpu", rows, markdown(shares, timed, about))
 
 
 if __name__ == "__main__":

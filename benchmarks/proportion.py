@@ -8,13 +8,12 @@ picture. Counts which share of the tokens kept each cluster has, and draws it be
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from kernels import RESULTS
+from kernels import record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -84,11 +83,8 @@ def main() -> None:
     """Measure, and write results/proportion and the figure."""
     about = versions(("gprune", "torch"))
     rows = [{"method": method, "keep": keep, "shares": shares(method, keep)} for keep in KEEPS for method in METHODS]
-    stem = RESULTS / "proportion"
-    stem.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(rows, about))
     draw(rows)
-    print(markdown(rows, about))
+    record("proportion", {"about": about, "rows": rows}, markdown(rows, about))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ tower and the language model: the prompts are read, tokens chosen, features and 
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from kernels import RESULTS, clustered_on, seconds
+from kernels import clustered_on, record, seconds
 from torch import Tensor
 
 from gprune import Random, View, VisualTokens
@@ -131,12 +130,7 @@ def main() -> None:
     name = "embedded" if device == "cpu" else "llava-next-8b"
     config = read_config(name) if device == "cpu" else architecture(name)
     rows, about = measure(device, config), {"model": name, **versions(("gprune", "torch", "triton"))}
-    stem = RESULTS / f"selection_{device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(rows, about))
-    print(markdown(rows, about))
+    record(f"selection_{device}", {"about": about, "rows": [asdict(row) for row in rows]}, markdown(rows, about))
 
 
 if __name__ == "__main__":

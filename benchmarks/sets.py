@@ -8,14 +8,13 @@ tokens of `kernels.CLUSTERS` regions, and on tokens that are all unlike.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from kernels import RESULTS, clustered_on, product, seconds
+from kernels import clustered_on, product, record, seconds
 
 from gprune import View, VisualTokens
 from gprune.evaluate.cells import versions
@@ -92,12 +91,7 @@ def main() -> None:
     """Measure on the GPU if there is one, and write results/sets_cpu or results/sets_cuda."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, about = measure(device), versions(("gprune", "torch", "triton"))
-    stem = RESULTS / f"sets_{device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(rows, about))
-    print(markdown(rows, about))
+    record(f"sets_{device}", {"about": about, "rows": [asdict(row) for row in rows]}, markdown(rows, about))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ..graph import initial_scores
 from ..kernels.blocks import budget
 from ..kernels.gram import Gram, gram_flops
 from ..tokens import View, VisualTokens
-from .base import SetPruner
+from .stepwise import StepwisePruner, features_of
 
 WIDEST, NARROWEST = 0.1, 1e-4
 """Temperatures of a circle: at most that of `GraphCover`, at least what float32 tells apart."""
@@ -26,7 +25,7 @@ _RECOUNTED = 32
 
 
 @dataclass
-class GraphVote(SetPruner):
+class GraphVote(StepwisePruner):
     """Elect the tokens that stand for all, in proportion: every token votes for those alike, ever less for the next.
 
     Token i gives token j the vote S_ij = exp((cosine_ij - 1) / T_i), the weight of an edge of G-Prune's graph without
@@ -66,29 +65,15 @@ class GraphVote(SetPruner):
     circle: float = setting(4.0, Above(1))
     discount: float = setting(1000.0, Above(0))
 
-    ordered: ClassVar[bool] = True
+    def at_once(self, device: torch.device, size: int, width: int) -> int:
+        """As many as memory holds: of every view the pairs, as `Gram` counts them, and three copies in float32."""
+        return budget(device) // (size * (8 * size + 12 * width))
 
-    def choose(self, tokens: VisualTokens, view: View, k: int) -> Tensor:
-        """Again and again the token with the largest gain; ties go to the lower index.
-
-        Returns:
-            k rows of `view`, int64 [k], in the order chosen.
-        """
-        return self.choose_together(tokens, [view], k)[0]
-
-    def choose_together(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Sequence[Tensor]:
-        """`choose` for each of some views of equal size, as many in one go as memory holds."""
-        device, size = tokens.features.device, len(views[0])
-        # Of every view the pairs, as `Gram` counts them, and three copies of the features in float32.
-        at_once = max(1, budget(device) // (size * (8 * size + 12 * tokens.features.shape[1])))
-        chosen: list[Tensor] = []
-        with torch.autocast(device.type, enabled=False):
-            for first in range(0, len(views), at_once):
-                rows = torch.stack([view.rows for view in views[first : first + at_once]])
-                features = tokens.features[rows]
-                votes = votes_of(normalize(features.float(), dim=-1), self.circle)
-                chosen += rows.gather(1, elected(votes, initial_scores(features), k, self.discount))
-        return chosen
+    def in_order(self, tokens: VisualTokens, views: Sequence[View], k: int) -> Tensor:
+        """By the votes."""
+        features = features_of(tokens, views)
+        votes = votes_of(normalize(features.float(), dim=-1), self.circle)
+        return elected(votes, initial_scores(features), k, self.discount)
 
     def selection_flops(self, count: int, kept: int, width: int, key_width: int) -> int:
         """The products of all pairs."""
