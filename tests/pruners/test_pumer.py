@@ -6,13 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from towered import clustered, features, inside, zeros_among
 from wordwise import pumer
 
 from gprune import PuMer
 from gprune.pruners.decoder import standing
+
+
+def told_apart(states: torch.Tensor) -> bool:
+    """Whether float32, in which tokens are compared, tells which odd one each even one is most like, and how much."""
+    directions = torch.nn.functional.normalize(states.double(), dim=-1)
+    likeness = (directions[::2] @ directions[1::2].T).sort(descending=True).values
+    gaps = [likeness[:, :2].diff().abs(), likeness[:, :1].sort(0).values.diff(dim=0)]
+    return all(bool((gap > 3e-7).all()) for gap in gaps)
 
 
 @given(
@@ -26,6 +34,7 @@ from gprune.pruners.decoder import standing
 def test_equals_the_paper_token_by_token(make, n, text, dropped, seed, data):
     seen, k = replace(inside(n, text, seed), states=make(n, 12, seed)), data.draw(st.integers(1, n))
     pruner, expected = PuMer(0.5, dropped=dropped), pumer(seen, k, dropped)
+    assume(told_apart(seen.states[torch.stack([*expected.values()]).any(0)]))
     assert pruner.choose(seen, k).tolist() == sorted(expected)
     wanted = torch.stack([expected[i] for i in sorted(expected)]).double() @ seen.states.double()
     torch.testing.assert_close(pruner.merged(seen.states, pruner.stands(seen, k)), wanted.float(), rtol=1e-5, atol=1e-5)
