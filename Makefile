@@ -22,7 +22,7 @@ mkdocs = NO_MKDOCS_2_WARNING=1 $(home)/bin/mkdocs
 suite-docs = $(mkdocs) build --strict --quiet
 
 .PHONY: help venv demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	docs docs-serve app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	docs docs-serve app scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -150,6 +150,10 @@ scenes-all: venv  ## Every method on the first 700 test questions: what the page
 scenes-positions: venv  ## The table of docs/scenes.md: kept tokens at their own positions, and renumbered
 	$(BIN)/gprune scenes -o benchmarks/results/scenes_positions --keep 0.3 --seeds 1 --method \
 		gprune,gprune:positions=contiguous,graphcover,graphcover:positions=contiguous,random,random:positions=contiguous
+
+scenes-shares: venv  ## The table of docs/methods.md: the tiles of an image with shares of their own
+	$(BIN)/gprune scenes -o benchmarks/results/scenes_shares --keep 0.3,0.1 --seeds 1 --limit 700 --method \
+		gprune,gprune:shares=global,graphvote,graphvote:shares=global,graphcover,graphcover:shares=global
 
 fidelity: venv  ## The tables of docs/fidelity.md: how far pruned answers stay, and whether that orders methods as accuracy does
 	$(BIN)/gprune fidelity --plot docs/images/fidelity.png -o runs/fidelity
