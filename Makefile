@@ -11,9 +11,11 @@ pytest = OMP_NUM_THREADS=1 $(home)/bin/python -m pytest
 
 # What `make test` and others run, and `make lock` before it writes an environment's pins. Newer pins may need newer lint.
 lint = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy constraints/newest.py
-main = TRITON_INTERPRET=1 $(pytest) -n auto
+everything = $(pytest) -n auto
+main = TRITON_INTERPRET=1 $(everything)
 suite-test = $(lint) && $(main)
-suite-min = $(pytest) -n auto
+suite-min = $(pytest) -n auto tests/attach tests/pruners tests/cli/test_cli_ask.py tests/scenes/test_embedded.py \
+	$(addprefix tests/test_,architectures.py contract.py cost.py families.py host.py prompt.py public.py tokens.py)
 suite-eval = $(pytest) -n auto $(addprefix tests/evaluate/test_,answers.py lmms.py harness.py eval.py evaluate_host.py)
 suite-app = $(pytest) tests/app
 suite-batch = $(pytest) tests/batch
@@ -21,13 +23,15 @@ suite-serve = $(pytest) tests/serve
 mkdocs = NO_MKDOCS_2_WARNING=1 $(home)/bin/mkdocs
 suite-docs = $(mkdocs) build --strict --quiet
 
-.PHONY: help venv demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
+.PHONY: help venv environments demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
 	docs docs-serve app scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 venv: .venv/ready  ## The virtual environment, by plain pip
+
+environments: $(foreach name,$(ENVIRONMENTS),$(call home,$(name))/ready)  ## All of them; make -j2 environments makes two at a time
 
 demo: venv  ## Ask the embedded model about a picture, with and without pruning, and draw what was kept
 	mkdir -p demo-out
@@ -51,14 +55,14 @@ test-newest:  ## The tests with the newest of everything but PyTorch and its Tri
 	$(call unbounded,newest,-c constraints/base.in)
 	$(call main,newest) -m ""
 
-test-transformers:  ## The tests with any transformers: make test-transformers VERSION=5.23.0
+test-transformers:  ## All tests with any transformers: make test-transformers VERSION=5.23.0
 	@test -n "$(VERSION)" || { echo "which? make test-transformers VERSION=5.23.0"; exit 2; }
 	mkdir -p build
 	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints/test.txt > build/but-transformers.txt
 	$(call unbounded,tf,-c build/but-transformers.txt transformers==$(VERSION))
-	$(call suite-min,tf)
+	$(call everything,tf)
 
-test-transformers-min: .venv-min/ready  ## The tests with the lowest supported transformers
+test-transformers-min: .venv-min/ready  ## The tests of what meets transformers, with the lowest that is supported
 	$(call suite-min,min)
 
 test-eval: .venv-eval/ready  ## The tests of what runs on lmms-eval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .. import host
 from ..families.placeholders import of_either
@@ -51,16 +53,7 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
         ValueError: a call that cannot be pruned; says why and what to do.
     """
     carried, cached = host.modalities(call), host.columns_of(host.cache_of(call))
-    if "video" in carried and run.family.video is None:
-        raise ValueError(
-            f"this call carries a video, whose tokens would be left unpruned; of "
-            f"{model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
-        )
-    if len(carried) > 1 and run.family.placeholders is of_either:
-        raise ValueError(
-            f"this call carries images and videos, which {model.config.model_type} tells apart by no token, so that it "
-            f"takes only either; accepted is a call with images or one with videos; make two of it"
-        )
+    _check_modalities(model, run, carried)
     if run.method.keeps_all and (call.get("input_ids") is None or is_cut(call)):
         return None  # of which gprune need not find the images
     check_step_lengths(run.method, call)
@@ -79,12 +72,7 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
     made = dict(outputs)
     if "video" in made and call.get(SIEVE) is not None:
         made["video"] = sifted(made["video"], run.family.output, call[SIEVE])
-    chosen: dict[Modality, BatchSelection] = {}
-    for modality in carried:
-        check_narrowed(run.method, modality, encoding_of(outputs[modality]).signals)
-        masks = run.masks if modality == "image" else ()
-        gathered = gather(run.selector, run.family, model, modality, made[modality], prompt, masks)
-        chosen[modality] = choose(run.selector, gathered)
+    chosen = {modality: _chosen(model, run, modality, made[modality], prompt) for modality in carried}
     outputs.chosen, outputs.run, outputs.conversation = chosen, run, Conversation(Lease(run))
     run.report(chosen)
     if untouched and all(batch.everything for batch in chosen.values()):
@@ -96,32 +84,66 @@ def prune(model: PreTrainedModel, run: Run, call: dict[str, Any], state: CacheSt
         if not batch.whole:
             gone = ~batch.kept.to(drop.device)
             drop = drop | torch.zeros_like(drop).masked_scatter(prompt.placeholders[modality], gone)
-    call = {name: value for name, value in call.items() if name != SIEVE}
-    start = state.start(cached)
-    positions = renumber(columns.positions, drop, state.shift, run.selector.positions)
+    start, numbering = state.start(cached), run.selector.positions
     after = next_position(columns.positions, columns.new, otherwise=start)
-    shift = after - next_position(positions, columns.new, otherwise=start - state.shift)
-    columns = replace(columns, positions=positions)
-    length = columns.new.shape[1]
+    columns = replace(columns, positions=renumber(columns.positions, drop, state.shift, numbering))
+    shift = after - next_position(columns.positions, columns.new, otherwise=start - state.shift)
+    call = {name: value for name, value in call.items() if name != SIEVE}
     if not all(batch.whole for batch in chosen.values()):
-        host.check_per_token(model, call)
-        check_unpacked(model, call, cached)
-        padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
-        given_columns = columns.new
-        call, columns = drop_columns(call, columns, drop, host.text_token(model), padding)
-        if not cached:
-            check_new_padding(model, given_columns, columns.new)
-            host.shorten_prompt(host.cache_of(call), length, columns.new.shape[1])
-        if cached and not columns.new.all():
-            check_padding(model)
-    dropped = state.dropped + length - columns.new.shape[1]
-    visual = torch.isin(call["input_ids"], call["input_ids"].new_tensor(host.placeholders(model.config)))
-    ends = torch.arange(cached + 1, cached + 1 + visual.shape[1], device=visual.device)
-    solid = torch.where(visual, ends, 0).amax()
-    full, shifted = bool(columns.mask.all()), state.shifted or run.selector.positions == "contiguous"
-    outputs.conversation.state = CacheState(columns.mask, dropped, after, shift, solid, full, shifted)
-    outputs.gone = dropped
+        call, columns = _shortened(model, call, columns, drop)
+    outputs.gone = state.dropped + drop.shape[1] - columns.new.shape[1]
+    full, shifted = bool(columns.mask.all()), state.shifted or numbering == "contiguous"
+    solid = _text_begins(model, call["input_ids"], cached)
+    outputs.conversation.state = CacheState(columns.mask, outputs.gone, after, shift, solid, full, shifted)
     return _rewritten(call, outputs, columns)
+
+
+def _check_modalities(model: PreTrainedModel, run: Run, carried: Sequence[Modality]) -> None:
+    if "video" in carried and run.family.video is None:
+        raise ValueError(
+            f"this call carries a video, whose tokens would be left unpruned; of "
+            f"{model.config.model_type} only images can be pruned; detach the pruner for calls with videos"
+        )
+    if len(carried) > 1 and run.family.placeholders is of_either:
+        raise ValueError(
+            f"this call carries images and videos, which {model.config.model_type} tells apart by no token, so that it "
+            f"takes only either; accepted is a call with images or one with videos; make two of it"
+        )
+
+
+def _chosen(model: PreTrainedModel, run: Run, modality: Modality, made: ModelOutput, prompt: Prompt) -> BatchSelection:
+    """What the run keeps of the images, or the videos, that an encoder made."""
+    check_narrowed(run.method, modality, encoding_of(made).signals)
+    masks = run.masks if modality == "image" else ()
+    return choose(run.selector, gather(run.selector, run.family, model, modality, made, prompt, masks))
+
+
+def _shortened(
+    model: PreTrainedModel, call: dict[str, Any], columns: TokenColumns, drop: Tensor
+) -> tuple[dict[str, Any], TokenColumns]:
+    """A call and its columns without the tokens that are True in `drop`, bool [B, q].
+
+    Raises:
+        ValueError: the LLM would take what is left for something else.
+    """
+    cached, length = columns.cached.shape[1], drop.shape[1]
+    host.check_per_token(model, call)
+    check_unpacked(model, call, cached)
+    padding = int(bool(cached) and _mistakes_gaps(model, columns.positions))
+    call, left = drop_columns(call, columns, drop, host.text_token(model), padding)
+    if not cached:
+        check_new_padding(model, columns.new, left.new)
+        host.shorten_prompt(host.cache_of(call), length, left.new.shape[1])
+    elif not left.new.all():
+        check_padding(model)
+    return call, left
+
+
+def _text_begins(model: PreTrainedModel, ids: Tensor, cached: int) -> Tensor:
+    """int64 []: the first column of the cache after which these token ids [B, q], which come on it, are all text."""
+    visual = torch.isin(ids, ids.new_tensor(host.placeholders(model.config)))
+    ends = torch.arange(cached + 1, cached + 1 + ids.shape[1], device=ids.device)
+    return torch.where(visual, ends, 0).amax()
 
 
 @torch.compiler.disable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from .. import host
 from ..host import ALIGNED, EXPERT_TYPES, LOGITS, TOKEN_TYPES
 from .conversation import CacheState, WholeInputs, conversation_of
 from .positions import read_positions, token_row
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
