@@ -53,15 +53,15 @@ def test_runs_take_turns(net: Any, prompts: Any, laps: list[Any]) -> None:
         net[0], prompts, RUNS, [PHOTO, single], 2, finished=lambda speed: seen.append((speed.method, len(speed.laps)))
     )
     methods = [pruner for _, pruner in RUNS]
-    assert laps == [(pruner, 2, 3) for pruner in methods * 3] + [(pruner, 1, 4) for pruner in methods * 3]
-    # The first round warms up.
-    assert seen == [(name, lap) for lap in (0, 1, 2) for name, _ in RUNS] * 2
+    order = [methods[0], *methods * 2]  # the first one warms up
+    assert laps == [(pruner, 2, 3) for pruner in order] + [(pruner, 1, 4) for pruner in order]
+    assert seen == [(RUNS[0][0], 0), *((name, lap) for lap in (1, 2) for name, _ in RUNS)] * 2
     assert [(speed.method, speed.keep, speed.setting) for speed in speeds] == [
         (name, keep, setting)
         for setting in (PHOTO, single)
         for name, keep in (("none", 1.0), ("random", 0.5), ("gprune", 0.3))
     ]
-    assert [[lap.first for lap in speed.laps] for speed in speeds[:3]] == [[4, 7], [5, 8], [6, 9]]
+    assert [[lap.first for lap in speed.laps] for speed in speeds[:3]] == [[2, 5], [3, 6], [4, 7]]
 
 
 def test_an_answer_has_exactly_the_tokens_asked_for(net: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_an_answer_has_exactly_the_tokens_asked_for(net: Any, prompts: Any, monk
         lambda hidden: torch.eye(len(model.get_input_embeddings().weight))[torch.full(hidden.shape[:2], end)],
     )
     speeds = measure_speed(model, prompts, RUNS, [PHOTO], 1)
-    assert [tokens.shape for tokens in made] == [(2, 3)] * 6
+    assert [tokens.shape for tokens in made] == [(2, 3)] * 4
     assert all((tokens != end).all() for tokens in made)
     assert all(0 < lap.first < lap.total and lap.peak is None for speed in speeds for lap in speed.laps)
     assert not model._forward_hooks and not model._forward_pre_hooks
@@ -119,7 +119,7 @@ def test_where_memory_runs_out_the_others_go_on(
 
     def lap(model: Any, inputs: Any, pruner: Any, new_tokens: int) -> Lap:
         tried.append(pruner)
-        if pruner == Unpruned() and len(tried) > len(RUNS):
+        if pruner == Unpruned() and len(tried) > 1:
             raise error
         return Lap(1.0, 2.0, 10)
 
@@ -139,7 +139,7 @@ def test_prompts_too_large_for_memory(net: Any, prompts: Any, laps: list[Any]) -
     small, seen = Workload(1, (48, 64), 12, 3), []
     speeds = measure_speed(net[0], make, RUNS, [PHOTO, small], 1, finished=lambda speed: seen.append(speed.error))
     assert [speed.error for speed in speeds] == ["out of memory"] * 3 + [None] * 3
-    assert seen == ["out of memory"] * 3 + [None] * 6
+    assert seen == ["out of memory"] * 3 + [None] * 4
 
 
 def test_other_errors_are_not_hidden(net: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

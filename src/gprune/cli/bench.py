@@ -36,6 +36,7 @@ ON_GPU, ON_CPU = "llava-next-8b", "llava-next-0.5b"
 """What is measured if nothing is said: the paper's architecture, or one that two cores run in seconds."""
 
 REPEATS_ON_GPU, REPEATS_ON_CPU = 10, 3
+TOKENS_ON_GPU, TOKENS_ON_CPU = 32, 8
 
 
 def bench(
@@ -55,14 +56,20 @@ def bench(
     image_size: Annotated[
         str, typer.Option(help="WIDTHxHEIGHT in pixels; several, comma-separated, are measured apart.")
     ] = "640x480",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 32,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Tokens of every answer. If left out, {TOKENS_ON_GPU} on a GPU and {TOKENS_ON_CPU} on a CPU.",
+        ),
+    ] = None,
     text_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt that are not visual.")] = 75,
     repeats: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Measured answers per method and ratio; one more warms up. If left out, "
-            f"{REPEATS_ON_GPU} on a GPU and {REPEATS_ON_CPU} on a CPU.",
+            help=f"Measured answers per method and ratio. If left out, {REPEATS_ON_GPU} on a GPU and "
+            f"{REPEATS_ON_CPU} on a CPU.",
         ),
     ] = None,
     dtype: Annotated[
@@ -94,6 +101,7 @@ def bench(
     on_gpu = torch.cuda.is_available()
     name = model or (ON_GPU if on_gpu else ON_CPU)
     repeats = repeats or (REPEATS_ON_GPU if on_gpu else REPEATS_ON_CPU)
+    new_tokens = new_tokens or (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU)
     settings = [Workload(batch, size, text_tokens, new_tokens) for size in sizes for batch in batches]
     net, prompts, weights = _subject(name, dtype, settings)
     if attention is not None:
@@ -102,7 +110,7 @@ def bench(
     runs, reasons = possible(net, [baseline(), *runs])
     left_out = list(dict.fromkeys([*untaken, *reasons]))  # often the same at every ratio
     with progress_bar() as progress:
-        task = progress.add_task("", total=len(settings) * len(runs) * (repeats + 1))
+        task = progress.add_task("", total=len(settings) * (len(runs) * repeats + (len(runs) if on_gpu else 1)))
 
         def finished(speed: Speed) -> None:
             progress.update(task, advance=1, description=f"{speed.method} keep={speed.keep}")

@@ -90,9 +90,10 @@ def measure_speed(
 ) -> list[Speed]:
     """Time `generate()` under every method in every setting.
 
-    In each setting every run has one lap to warm up; then the runs take turns, one lap each, `repeats` times, so that
-    whatever slows the machine down for a while slows all of them. Attaching a pruner is not timed, nor is making the
-    prompts. A run for which memory does not suffice is noted as such, and the others go on.
+    In each setting every run has one lap to warm up, on a CPU, where nothing is compiled, the first run alone; then the
+    runs take turns, one lap each, `repeats` times, so that whatever slows the machine for a while slows all of them.
+    Attaching a pruner is not timed, nor is making the prompts. A run for which memory does not suffice is noted as
+    such, and the others go on.
 
     Args:
         model: of transformers, with its weights.
@@ -129,7 +130,8 @@ def measure_speed(
                     counted[single, i] = _if_memory_lasts(partial(_cost, model, prompts, single, pruner))
                 own[i].cost = counted[single, i]
             for number in range(repeats + 1):
-                for speed, (_, pruner) in zip(own, runs, strict=True):
+                laps = list(zip(own, runs, strict=True))
+                for speed, (_, pruner) in laps[:1] if number == 0 and model.device.type == "cpu" else laps:
                     if speed.error is None:
                         lap = _if_memory_lasts(partial(_lap, model, inputs, pruner, setting.new_tokens))
                         _note(speed, lap, warming_up=number == 0)
