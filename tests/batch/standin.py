@@ -20,6 +20,8 @@ class StandIn(ThreadingHTTPServer):
 
     Args:
         troubles: statuses that each picture of a width gets first, one after the other.
+        fatal: width of a picture by which it dies, as vLLM does: status 500 to all that is under way, then silence.
+        health: status of /health.
 
     Attributes:
         requests: all bodies that came.
@@ -28,9 +30,13 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, troubles: dict[int, list[int]] | None = None) -> None:
+    def __init__(
+        self, troubles: dict[int, list[int]] | None = None, fatal: int | None = None, health: int = 200
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.troubles = troubles or {}
+        self.fatal, self.health = fatal, health
+        self.dead = False
         self.requests: list[dict[str, Any]] = []
         self.tried: Counter[int] = Counter()
         self.at_work = self.most = 0
@@ -59,7 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "llava"}]} if self.path == "/v1/models" else {})
+        status = self.server.health if self.path == "/health" else 200
+        self._send(status, {"data": [{"id": "llava"}]} if self.path == "/v1/models" else {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -77,7 +84,14 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(body)
             number = server.tried[image.width]
             server.tried[image.width] += 1
-        server.all_at_work.wait(20)
+        if not server.dead:
+            server.all_at_work.wait(20)
+        server.dead = server.dead or image.width == server.fatal
+        if server.dead:
+            self._send(500, {"error": {"message": "EngineCore encountered an issue"}})
+            self.close_connection = True
+            server.socket.close()
+            return
         troubles = server.troubles.get(image.width, [])
         if number < len(troubles):
             self._send(troubles[number], {"error": {"message": f"no to {image.width}"}})
@@ -93,3 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None: ...
+
+
+if __name__ == "__main__":  # in a process of its own, that can be killed
+    alone = StandIn()
+    print(alone.url, flush=True)
+    alone.serve_forever()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import standin
 from PIL import Image
 from rayenv import QUESTION, requests
 from standin import StandIn, serving
 
 from gprune.batch import Server
+from gprune.evaluate.answers import Response
 
 
 def pictures(*widths: int) -> list[tuple[Image.Image, str]]:
@@ -57,13 +63,50 @@ def test_a_row_that_the_server_refuses(status: int) -> None:
         answers = engine(server).start()(pictures(4, 5, 6))
     assert [each.error is None for each in answers] == [True, False, True]
     assert f"the server says {status}: " in str(answers[1].error) and "no to 5" in str(answers[1].error)
-    assert server.tried[5] == 1
+    assert server.tried[5] == (2 if status == 500 else 1)
+
+
+def test_a_failure_inside_the_server_that_passes() -> None:
+    with serving(StandIn({5: [500]})) as server:
+        answers = engine(server).start()(pictures(4, 5, 6))
+    assert [each.error for each in answers] == [None] * 3
+
+
+def test_a_server_that_dies_makes_no_row_an_error() -> None:
+    server = StandIn(fatal=5)
+    server.all_at_work = threading.Barrier(3)  # all are under way when it dies
+    with serving(server), pytest.raises(requests.RequestException):
+        replace(engine(server), retries=1).start()(pictures(4, 5, 6))
+    assert server.dead
+
+
+def test_a_server_without_its_engine_makes_no_row_an_error() -> None:
+    with serving(StandIn({5: [500] * 9}, health=503)) as server, pytest.raises(requests.RequestException):
+        replace(engine(server), retries=1).start()(pictures(4, 5, 6))
 
 
 @pytest.mark.parametrize("status", [401, 404, 503])
 def test_a_server_that_refuses_everything(status: int) -> None:
     with serving(StandIn({5: [status] * 9})) as server, pytest.raises(requests.RequestException):
         replace(engine(server), retries=1).start()(pictures(5))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_server_that_is_killed_answers_all_or_ends_the_job(seed: int) -> None:
+    asked = pictures(*range(1, 65))
+    with subprocess.Popen([sys.executable, standin.__file__], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ask = Server(process.stdout.readline().strip(), "llava", retries=0).start()
+        threading.Timer(random.Random(seed).uniform(0, 0.2), process.kill).start()
+        answers: list[Response] = []
+        with suppress(requests.RequestException):
+            for _ in range(100):
+                answers += ask(asked)
+        process.kill()
+    assert len(answers) < 6400  # it was killed while asked
+    for (picture, question), answer in zip(asked * 100, answers, strict=False):
+        width = picture.width
+        assert (answer.error, answer.text) == (None, f"{width}x9 {question} ({width}, 2, 3)")
 
 
 def test_a_server_that_takes_no_budgets() -> None:

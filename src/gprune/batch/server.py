@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
+from urllib.parse import urljoin
 
 import requests
 from PIL import Image
@@ -21,12 +22,16 @@ from ..serve.settings import KEEP
 from ..tokens import Keep, check_keep
 from .engine import Ask
 
-ABOUT_THE_ROW = (400, 413, 415, 422, 500)
+FAILED = 500
+"""The status of a request that failed inside the server, by its own fault or because the server is about to end."""
+ABOUT_THE_ROW = (400, 413, 415, 422, FAILED)
 """Statuses that say that this request cannot be answered; after others, none could."""
 PASSING = (408, 429, 502, 503, 504)
 """Statuses after which to try again."""
 _TIMEOUT = (10.0, 600.0)
 """Seconds to connect, and to the answer."""
+_PAUSE = 2.0
+"""Seconds in which a server whose engine has died stops listening."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,14 @@ class Server:
         }
         if self.keep is not None:
             request["mm_processor_kwargs"] = {KEEP: self.keep}
+        ask = partial(session.post, f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=_TIMEOUT)
         started = time.perf_counter()
-        response = session.post(f"{self.url.rstrip('/')}/chat/completions", json=request, timeout=_TIMEOUT)
+        response = ask()
+        if response.status_code == FAILED:
+            # vLLM says the same of all that is under way when its engine dies, and so of rows with nothing wrong.
+            time.sleep(_PAUSE)
+            session.get(urljoin(self.url, "/health"), timeout=_TIMEOUT)  # raises if it is gone, or says 503 to the end
+            response = ask()
         if response.status_code in ABOUT_THE_ROW:
             return Response(error=f"the server says {response.status_code}: {' '.join(response.text.split())}")
         response.raise_for_status()
