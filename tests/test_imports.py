@@ -12,7 +12,7 @@ SOURCE = Path(gprune.__file__).parent
 
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"tokens", "kernels", "checks", "contract", "images"},
+    {"tokens", "kernels", "checks", "contract", "images", "plugins"},
     {"graph", "host"},
     {"coverage"},
     {"pruners"},

@@ -119,9 +119,9 @@ def _named(methods: str, *, masked: bool) -> list[str]:
 
 
 def _every_method(masked: bool) -> list[str]:
-    from ..pruners import PRUNERS
+    from ..pruners import every_method
 
-    return [name for name, kind in PRUNERS.items() if masked or not {"mask", "scorer"} & set(kind.needs)]
+    return [name for name, kind in every_method().items() if masked or not {"mask", "scorer"} & set(kind.needs)]
 
 
 def baseline() -> tuple[str, Method]:
