@@ -22,7 +22,7 @@ mkdocs = NO_MKDOCS_2_WARNING=1 $(home)/bin/mkdocs
 suite-docs = $(mkdocs) build --strict --quiet
 
 .PHONY: help venv demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	docs docs-serve app scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+	docs docs-serve app methods scenes scenes-all scenes-positions fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -135,6 +135,10 @@ app: .venv-app/ready  ## The web page
 
 bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded model served, with and without pruning
 	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
+
+methods: venv  ## What `gprune methods` lists, anew from the classes and the table of families
+	mkdir -p build
+	$(BIN)/python -m gprune.catalog > build/methods.jsonl && mv build/methods.jsonl src/gprune/methods.jsonl
 
 # Two processes of one thread each do more than one of two; what is in the folder is not measured again.
 SCENES = $(BIN)/gprune scenes --seeds 1 --against auto -o benchmarks/results/scenes_auto \

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, refusal, verify
+    from .catalog import methods
     from .errors import AmbiguousRun, BadType, BadValue, Diverged, GpruneError, UnfitSettings, UnsupportedModel
     from .evaluate.fidelity import fidelity
     from .fitting import FitSettings, Fitted, fit
@@ -98,6 +99,7 @@ __all__ = [
     "get_pruner",
     "kept_count",
     "load",
+    "methods",
     "open_image",
     "refusal",
     "verify",
@@ -106,6 +108,7 @@ __all__ = [
 
 _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
+    "catalog": ("methods",),
     "evaluate.fidelity": ("fidelity",),
     "fitting": ("FitSettings", "Fitted", "fit"),
     "images": ("open_image",),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gprune
 from gprune import PRUNERS, BadValue, GPrune, Method, Pruner
 from gprune.pruners import every_method, get_pruner
 from gprune.spec import parse_pruner
@@ -73,6 +74,15 @@ def test_a_method_of_another_package_has_its_name_everywhere(install: Install) -
     assert list(every_method()) == [*PRUNERS, "smallest"]
     with pytest.raises(BadValue, match="pumer, smallest; pass one of these names"):
         get_pruner("smaller")
+
+
+def test_it_is_listed(install: Install) -> None:
+    install(smallest="somebody_s_methods:Smallest", gprune="somebody_s_methods:Smallest")
+    with pytest.warns(UserWarning, match="left out, the name 'gprune'"):
+        table = gprune.methods()
+    assert [row["method"] for row in table] == [*PRUNERS, "smallest"]
+    assert table[-1]["acts"] == "before the LLM" and table[-1]["source"] == "2401.00001"
+    assert table[-1]["families"] == table[0]["families"]
 
 
 def test_nothing_is_imported_before_it_is_asked_for(install: Install) -> None:
