@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
 # Each environment asks for constraints/NAME.in, gets what constraints/NAME.txt pins, and lies in .venv-NAME; `test` in .venv.
-ENVIRONMENTS := test min eval app batch serve docs
+ENVIRONMENTS := test min eval app batch serve docs release
 home = .venv$(filter-out -test,-$(1))
 install = $(home)/bin/pip install --quiet --disable-pip-version-check
 pytest = OMP_NUM_THREADS=1 $(home)/bin/python -m pytest
@@ -22,9 +22,11 @@ suite-batch = $(pytest) tests/batch
 suite-serve = $(pytest) tests/serve
 mkdocs = NO_MKDOCS_2_WARNING=1 $(home)/bin/mkdocs
 suite-docs = $(mkdocs) build --strict --quiet
+suite-release = rm -rf dist && $(home)/bin/python -m build --no-isolation && $(home)/bin/twine check --strict dist/*
 
-.PHONY: help venv environments demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch test-serve lock \
-	docs docs-serve app scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
+.PHONY: help venv environments demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch \
+	test-serve lock coverage release docs docs-serve app methods scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench \
+	bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -49,7 +51,10 @@ test: venv  ## Everything that must hold: lint, and the tests, with GPU kernels 
 	$(call suite-test,test)
 
 test-thorough: venv  ## What `make test` leaves out: the crossings of families beyond the first of each kind
-	$(main) -m thorough
+	$(call main,test) -m thorough
+
+coverage: venv  ## Which lines the tests of `make test` run
+	$(call main,test) --cov=gprune --cov-report=term:skip-covered
 
 test-newest:  ## The tests with the newest of everything but PyTorch and its Triton, also past the bounds of pyproject.toml
 	$(call unbounded,newest,-c constraints/base.in)
@@ -134,11 +139,20 @@ docs: .venv-docs/ready  ## The documentation as a site, in build/site
 docs-serve: .venv-docs/ready  ## The same at http://127.0.0.1:8000, anew with every change
 	$(call mkdocs,docs) serve
 
+release: .venv-release/ready  ## A version as a wheel and an archive in dist, checked; nothing is uploaded
+	$(call suite-release,release)
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/gprune/__init__.py); \
+	echo "checked; next: git tag -a v$$version -m 'gprune $$version', then twine upload dist/*"
+
 app: .venv-app/ready  ## The web page
 	.venv-app/bin/gprune app
 
 bench-serve: .venv-serve/ready  ## The table of docs/serving.md: the embedded model served, with and without pruning
 	OMP_NUM_THREADS=1 .venv-serve/bin/python benchmarks/serving.py -o benchmarks/results/serving_cpu
+
+methods: venv  ## What `gprune methods` lists, anew from the classes and the table of families
+	mkdir -p build
+	$(BIN)/python -m gprune.catalog > build/methods.jsonl && mv build/methods.jsonl src/gprune/methods.jsonl
 
 # Two processes of one thread each do more than one of two; what is in the folder is not measured again.
 SCENES = $(BIN)/gprune scenes --seeds 1 --against auto -o benchmarks/results/scenes_auto \

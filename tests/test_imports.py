@@ -11,14 +11,14 @@ import gprune
 SOURCE = Path(gprune.__file__).parent
 
 FLOORS: list[set[str]] = [
-    {"errors"},
-    {"tokens", "kernels", "checks", "contract", "images"},
+    {"errors", "aligned"},
+    {"tokens", "kernels", "checks", "contract", "images", "plugins"},
     {"graph", "host"},
     {"coverage"},
     {"pruners"},
     {"families"},
     {"attach"},
-    {"cost", "draw", "prompt", "models", "spec", "answering"},
+    {"cost", "draw", "prompt", "models", "spec", "answering", "catalog"},
     {"scenes"},
     {"serve", "evaluate"},
     {"batch", "fitting"},

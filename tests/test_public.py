@@ -26,6 +26,11 @@ def test_dir_has_every_public_name_before_it_is_imported() -> None:
     assert not [name for name in names.split() if name.startswith("_") and not name.startswith("__")]
 
 
+def test_what_is_cited_is_this_version() -> None:
+    cited = (Path(gprune.__file__).parents[2] / "CITATION.cff").read_text().splitlines()
+    assert f"version: {gprune.__version__}" in cited
+
+
 def test_help_finds_what_it_names() -> None:
     members = dict(inspect.getmembers(gprune))
     assert set(gprune.__all__) <= set(members)

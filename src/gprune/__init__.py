@@ -15,64 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import ImageReport, Run, refusal, verify
+    from .catalog import methods
     from .errors import AmbiguousRun, BadType, BadValue, Diverged, GpruneError, UnfitSettings, UnsupportedModel
     from .evaluate.fidelity import fidelity
     from .fitting import FitSettings, Fitted, fit
     from .images import open_image
     from .models import load
     from .prompt import build_inputs
-    from .pruners import (
-        BAT,
-        DART,
-        EVS,
-        MMR,
-        PRUNERS,
-        SCOPE,
-        VTW,
-        ApET,
-        Auto,
-        Background,
-        CDPruner,
-        Chain,
-        ClsAttention,
-        DecoderMerger,
-        DecoderPruner,
-        DivPrune,
-        EvoViT,
-        FastV,
-        FastVID,
-        Foreground,
-        GPrune,
-        GraphCover,
-        GraphVote,
-        HiPrune,
-        InsideTokens,
-        L2Norm,
-        Learned,
-        LLaVAScissor,
-        Method,
-        MMTok,
-        NonFiniteFeatures,
-        PixelDedup,
-        PruMerge,
-        Pruner,
-        PuMer,
-        PyramidDrop,
-        Random,
-        ScorePruner,
-        Selection,
-        SetPruner,
-        SparseVLM,
-        ToMe,
-        Uniform,
-        Unpruned,
-        V2Drop,
-        VidCom2,
-        VisionZip,
-        VisPruner,
-        ZeroTPrune,
-        get_pruner,
-    )
+    from .pruners import *
     from .tokens import Cover, Keep, View, VisualTokens, cover, kept_count
 
 __version__ = "0.1.0"
@@ -149,6 +99,7 @@ __all__ = [
     "get_pruner",
     "kept_count",
     "load",
+    "methods",
     "open_image",
     "refusal",
     "verify",
@@ -157,6 +108,7 @@ __all__ = [
 
 _ROOMS = {
     "attach": ("ImageReport", "Run", "refusal", "verify"),
+    "catalog": ("methods",),
     "evaluate.fidelity": ("fidelity",),
     "fitting": ("FitSettings", "Fitted", "fit"),
     "images": ("open_image",),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .errors import BadValue
+from .checks import check_value
+from .errors import BadValue, GpruneError
 from .pruners import Method, Unpruned, get_pruner
-from .tokens import Keep, cover
+from .tokens import Keep, OwnBudget, cover
 
 
 def parse_keep(text: str) -> Keep:
@@ -55,6 +57,37 @@ def parse_pruner(text: str, keep: Keep) -> Method:
             raise ValueError(f"method {text!r}: {name} has the settings {', '.join(known)}; write name:setting=value")
         values[key] = _mask(value) if key == "mask" else value if key == "weights" else _literal(value)
     return kind(keep, **values)
+
+
+def takeable(
+    methods: Iterable[str], keeps: Sequence[Keep], *, masked: bool = False
+) -> tuple[list[tuple[str, Method]], list[str]]:
+    """Every method at every budget that it takes, by its name as given, and of the other budgets why not.
+
+    Args:
+        methods: see `parse_pruner`.
+        keeps: budgets of each.
+        masked: every picture comes with its mask; else a method that goes by one must have one.
+
+    Raises:
+        ValueError, TypeError: an unknown method or setting, or a budget that no method takes.
+    """
+    found: list[tuple[str, Method]] = []
+    reasons: dict[str, None] = {}
+    for keep in keeps:
+        check_value("keep", keep, OwnBudget())
+    for name in methods:
+        parse_pruner(name, 1.0)  # which every method takes: what is wrong with it is in its name or settings
+        for keep in keeps:
+            try:
+                method = parse_pruner(name, keep)
+                if not masked:
+                    check_has_mask(method)
+            except GpruneError as error:
+                reasons[f"{name}: {error}"] = None
+            else:
+                found.append((name, method))
+    return found, list(reasons)
 
 
 def check_has_mask(method: Method) -> None:

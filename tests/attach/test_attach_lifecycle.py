@@ -112,6 +112,21 @@ def test_inner_pruner_is_in_force_then_the_outer_again() -> None:
     assert fingerprint(model) == before
 
 
+def test_a_run_says_whose_place_it_takes_and_leads_to_it() -> None:
+    model = FAMILY.model()
+    before, kind = fingerprint(model), type(model).__name__
+    first, second, third = (L2Norm(keep=keep).attach(model) for keep in (0.9, 0.6, 0.3))
+    assert repr(first) == f"<Run of L2Norm(keep=0.9) on {kind}: no image yet>"
+    of_third = f"L2Norm(keep=0.3) on {kind}, until it is detached instead of L2Norm(keep="
+    assert repr(third) == f"<Run of {of_third}0.6): no image yet>" and f"{of_third}0.6)" in third._repr_html_()
+    second.detach()
+    assert repr(third) == f"<Run of {of_third}0.9): no image yet>"
+    for run in third.chain():
+        run.detach()
+    assert repr(third) == f"<Run of L2Norm(keep=0.3) on {kind}, detached: no image yet>"
+    assert fingerprint(model) == before
+
+
 def test_runs_detached_in_any_order() -> None:
     model, inputs = FAMILY.model(), FAMILY.inputs()
     before = fingerprint(model)

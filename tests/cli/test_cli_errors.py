@@ -229,7 +229,7 @@ def test_tokenizer_of_text_models_is_no_processor(run: Run, photos: dict[str, Pa
 
 
 def test_values_may_have_blanks_around_them() -> None:
-    pruners = gprune.cli.options.read_pruners(" gprune , random ", "0.5, 3")
+    pruners, _ = gprune.cli.options.read_runs(" gprune , random ", "0.5, 3")
     assert [(name, pruner.keep) for name, pruner in pruners] == [
         ("gprune", 0.5),
         ("gprune", 3),

@@ -48,6 +48,20 @@ def test_what_does_not_go_on_the_model_is_left_out(run: Run) -> None:
     assert "\nLeft out, fastv: FastV(keep=0.1)" in result.out and "| fastv" not in result.out
 
 
+def test_a_budget_that_a_method_cannot_take_is_left_out(run: Run) -> None:
+    result = run(
+        *("fidelity", "--method", "uniform,graphcover", "--keep", "cover:0.9,0.5", "--max-new-tokens", 2, "--limit", 1)
+    )
+    reason = "uniform: keep=cover(0.9) goes down a method's order of tokens"
+    assert result.code == 0 and result.err.count(f"gprune: left out, {reason}") == 1
+    assert result.out.count(f"\nLeft out, {reason}") == 1
+    assert [line.split(" | ")[:2] for line in result.out.splitlines()[3:6]] == [
+        ["| uniform", "0.5"],
+        ["| graphcover", "cover:0.9"],
+        ["| graphcover", "0.5"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -7,7 +7,7 @@ from conftest import Run
 from families import FAMILIES
 
 from gprune.attach import UnsupportedModel
-from gprune.cli.options import read_pruners
+from gprune.cli.options import read_runs
 from gprune.pruners import PRUNERS, Foreground, Learned
 
 
@@ -39,7 +39,7 @@ def test_table(run: Run) -> None:
 @pytest.mark.parametrize("method", PRUNERS)
 def test_families_are_those_that_a_method_goes_on(run: Run, method: str) -> None:
     claimed = next(row["families"] for row in run("methods", "--json").rows if row["method"] == method)
-    ((_, pruner),) = read_pruners(method, "0.8", masked=True)
+    [(_, pruner)], _ = read_runs(method, "0.8", masked=True)
     found = []
     for name, family in FAMILIES.items():
         try:
@@ -55,7 +55,7 @@ def test_families_are_those_that_a_method_goes_on(run: Run, method: str) -> None
 
 
 def test_all_stands_for_every_method() -> None:
-    everything = [name for name, _ in read_pruners("all,gprune:init=ones", "0.5", masked=True)]
+    everything = [name for name, _ in read_runs("all,gprune:init=ones", "0.5", masked=True)[0]]
     assert everything == [*PRUNERS, "gprune:init=ones"]
-    without = [name for name, pruner in read_pruners("all", "0.5")]
+    without = [name for name, pruner in read_runs("all", "0.5")[0]]
     assert without == [name for name, kind in PRUNERS.items() if not issubclass(kind, (Foreground, Learned))]

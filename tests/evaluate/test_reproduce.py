@@ -167,6 +167,15 @@ def test_what_the_model_does_not_allow_is_left_out(run: Run, measured: list[Key]
     assert left_out in result.err
 
 
+def test_a_budget_that_a_method_cannot_take_is_left_out(run: Run, measured: list[Key]) -> None:
+    result = run(toml("mine", ["fastv", "gprune"], [0.5]), "--keep", "20,0.5")
+    assert result.code == 0
+    assert [(key.method, key.keep) for key in measured[1:]] == [("fastv", 0.5), ("gprune", 20), ("gprune", 0.5)]
+    reason = "left out, fastv: keep=20 is an int; accepted is a float in (0, 1]"
+    assert result.err.count(reason) == 1
+    assert reason.replace("left out, ", "- ") in Path("reproduction/mine.md").read_text()
+
+
 def test_nothing_but_the_unpruned_model_is_no_experiment(run: Run, measured: list[Key]) -> None:
     path = toml("mine", ["fastv"], [0.1])
     result = run(path)

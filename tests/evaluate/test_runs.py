@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gprune import cover
 from gprune.evaluate.cells import Cell, Key
-from gprune.evaluate.runs import keys, measure_cells
+from gprune.evaluate.runs import keys, measure_cells, refusal_of
 
 
 def cell(key: Key) -> Cell:
@@ -31,8 +32,12 @@ def test_keys_cross_tasks_methods_ratios_and_seeds() -> None:
 
 def test_the_unpruned_model_is_measured_once() -> None:
     assert [key.name for key in keys("m", ["a"], ["none"], [1.0])] == ["a-none-1.0"]
-    with pytest.raises(ValueError, match=r"accepted is 1\.0"):
-        keys("m", ["a"], ["none"], [0.5])
+
+
+def test_a_budget_that_a_method_cannot_take_is_refused_by_its_reason() -> None:
+    [_, key] = keys("m", ["a"], ["uniform"], [cover(0.9)])
+    reason = refusal_of(key.method, key.keep, model=None)
+    assert reason is not None and reason.startswith("keep=cover(0.9) goes down a method's order of tokens")
 
 
 @pytest.mark.parametrize("method, keep", [("grpune", 0.5), ("gprune", 0), ("gprune", 1.5), ("gprune:depth=3", 0.5)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from towered import clustered, features
 
 from gprune import GPrune, GraphCover, View, VisualTokens
-from gprune.cli.options import read_pruners
+from gprune.cli.options import read_runs
 from gprune.kernels.gram import Gram
 from gprune.kernels.greedy import FacilityLocation
 from gprune.kernels.greedy import greedy as choose
@@ -146,4 +146,4 @@ def test_with_image_scope_a_view_need_not_repeat_what_another_has():
 
 
 def test_settings_on_the_command_line():
-    assert read_pruners("graphcover:temperature=0.2,divprune", "0.3")[0][1] == GraphCover(0.3, temperature=0.2)
+    assert read_runs("graphcover:temperature=0.2,divprune", "0.3")[0][0][1] == GraphCover(0.3, temperature=0.2)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from towered import clustered, cosines, features
 
 from gprune import GraphCover, GraphVote, View, VisualTokens
-from gprune.cli.options import read_pruners
+from gprune.cli.options import read_runs
 from gprune.kernels.gram import Gram
 from gprune.pruners.graphvote import elected, votes_of
 
@@ -216,4 +216,4 @@ def test_tokens_that_say_equally_much_go_by_index(tokens):
 
 
 def test_settings_on_the_command_line():
-    assert read_pruners("graphvote:discount=2,divprune", "0.3")[0][1] == GraphVote(0.3, discount=2)
+    assert read_runs("graphvote:discount=2,divprune", "0.3")[0][0][1] == GraphVote(0.3, discount=2)

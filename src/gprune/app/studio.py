@@ -23,7 +23,7 @@ from ..evaluate.fidelity_table import Fidelity
 from ..kernels.blocks import directions
 from ..models import load
 from ..prompt import build_inputs
-from ..pruners import PRUNERS, GPrune, Method, Pruner, Unpruned
+from ..pruners import GPrune, Method, Pruner, Unpruned, every_method, get_pruner
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..spec import parse_pruner
@@ -142,7 +142,7 @@ class Studio:
     def __init__(self, name: str) -> None:
         self.name = name
         self.model, self.processor = load(name)
-        self.methods = [method for method in (*PRUNERS, *VARIANTS) if self._goes_on(method)]
+        self.methods = [method for method in (*every_method(), *VARIANTS) if self._goes_on(method)]
         self._lock = Lock()
         self._warm: set[str] = set()
 
@@ -253,7 +253,7 @@ class Studio:
             self.model.generate(**self._inputs(subject, CAPTION_PROMPT), max_new_tokens=1, do_sample=False)
 
     def _goes_on(self, name: str) -> bool:
-        kind = PRUNERS[name.split(":")[0]]
+        kind = get_pruner(name.split(":")[0])
         # Those that need to know a token's place need a mask of the picture.
         return "mask" not in kind.needs and refusal(parse_pruner(name, 1.0), self.model) is None
 

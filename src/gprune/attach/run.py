@@ -115,8 +115,14 @@ class Run:
 
     @property
     def _subject(self) -> str:
-        methods = " then ".join(f"{type(part).__name__}(keep={part.keep!r})" for part in self.method.parts)
-        return f"{methods} on {type(self.model).__name__}{'' if self.attached else ', detached'}"
+        state = "" if self.attached else ", detached"
+        if self.attached and (outer := next((run for run in self.chain() if run is not self and run.attached), None)):
+            state = f", until it is detached instead of {outer._methods}"
+        return f"{self._methods} on {type(self.model).__name__}{state}"
+
+    @property
+    def _methods(self) -> str:
+        return " then ".join(f"{type(part).__name__}(keep={part.keep!r})" for part in self.method.parts)
 
     @property
     def _said(self) -> str:
@@ -183,7 +189,7 @@ class Run:
             take_off(self)
 
     def chain(self) -> Iterator[Run]:
-        """This run, the one that its thread had attached before, and so on."""
+        """This run, the one that its thread had attached before, and so on; some may be detached."""
         run: Run | None = self
         while run is not None:
             yield run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import EMBEDDED
-from .options import RECOMMENDED, AsJson, Model, WrongInput, checking_input, read_pruners
+from .options import RECOMMENDED, AsJson, Model, WrongInput, checking_input, read_runs
 from .printing import print_json, print_table
 from .progress import progress_bar
 
@@ -82,13 +82,13 @@ def batch(
         raise WrongInput("the question is empty; accepted is any text; write it after --question, in quotes")
     if server is not None and method is not None:
         raise WrongInput(f"--method {method} cannot be chosen for a server; start the server with it, and leave it out")
-    pruners = read_pruners(method or RECOMMENDED, keep or "0.3")
-    if len(pruners) != 1:
-        raise WrongInput(f"--method {method} --keep {keep} are {len(pruners)} jobs; give one method and one budget")
+    runs, _ = read_runs(method or RECOMMENDED, keep or "0.3")
+    if len(runs) != 1:
+        raise WrongInput(f"--method {method} --keep {keep} are {len(runs)} jobs; give one method and one budget")
     with checking_input():
         from ..batch import Columns, InProcess, Job, Server, run
         from ..images import MAX_PIXELS
-    [(name, pruner)] = pruners
+    [(name, pruner)] = runs
     engine: Engine
     if server is None:
         engine = InProcess(model, name, pruner.keep, max_new_tokens)

@@ -21,7 +21,8 @@ from .options import (
     checking_input,
     possible,
     read_list,
-    read_pruners,
+    read_methods,
+    read_runs,
 )
 from .printing import print_json, print_markdown
 from .progress import progress_bar
@@ -63,7 +64,7 @@ def fidelity(
 
     Example: `gprune fidelity photos/ --model path/to/model --keep 0.5,0.3,0.2 --target 0.98 -o results`
     """
-    names = list(dict.fromkeys(name for name, _ in read_pruners(method, keep)))
+    runs, _ = read_runs(method, keep)
     if question is not None and not all(each.strip() for each in question):
         raise WrongInput("a question is empty; accepted is any text; write it after --question, in quotes")
     if plot is not None:
@@ -81,7 +82,7 @@ def fidelity(
     if output is not None:
         make_folder(output)
     net, processor = load_model(model)
-    runs, _ = possible(net, read_pruners(method, keep))
+    runs, _ = possible(net, runs)
     from ..evaluate import fidelity as measuring
 
     with progress_bar() as progress:
@@ -90,7 +91,7 @@ def fidelity(
             net,
             processor,
             items,
-            names,
+            read_methods(method),
             read_list(keep, "keep", parse_keep),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,

@@ -65,67 +65,41 @@ def read_list(text: str, name: str, read: Callable[[str], T]) -> list[T]:
         raise WrongInput(f"--{name} {text}: {error}; separate several by commas") from error
 
 
-def read_pruners(methods: str, keeps: str, *, masked: bool = False) -> list[tuple[str, Method]]:
+def read_runs(methods: str, keeps: str, *, masked: bool = False) -> tuple[list[tuple[str, Method]], list[str]]:
     """Every method at every budget, each with its name as it was given: `name` or `name:setting=value:...`.
+
+    A budget that a method cannot take is left out, with the reason, which is said too.
 
     Args:
         methods: "all" stands for every method, those that go by a mask only if `masked`.
+        keeps: budgets.
         masked: every picture comes with its mask; else a method that goes by one must have one.
-    """
-    from ..spec import check_has_mask, parse_keep, parse_pruner
-
-    budgets = read_list(keeps, "keep", parse_keep)
-    with checking_input():
-        runs = [(name, parse_pruner(name, keep)) for name in _named(methods, masked=masked) for keep in budgets]
-        for _, method in runs if not masked else ():
-            check_has_mask(method)
-        return runs
-
-
-def read_runs(methods: str, keeps: str, *, masked: bool = False) -> tuple[list[tuple[str, Method]], list[str]]:
-    """`read_pruners`, but a budget that a method cannot take is left out, with the reason, which is said too.
 
     Raises:
         WrongInput: an unknown method, a wrong setting or budget, or not one method that takes a budget.
     """
-    from ..checks import check_value
-    from ..spec import check_has_mask, parse_keep, parse_pruner
-    from ..tokens import OwnBudget
+    from ..spec import parse_keep, takeable
 
     budgets = read_list(keeps, "keep", parse_keep)
-    found: list[tuple[str, Method]] = []
-    reasons: list[str] = []
     with checking_input():
-        for keep in budgets:
-            check_value("keep", keep, OwnBudget())
-        for name in _named(methods, masked=masked):
-            parse_pruner(name, 1.0)  # which every method takes: what is wrong with it is in its name or settings
-            for keep in budgets:
-                try:
-                    pruner = parse_pruner(name, keep)
-                    if not masked:
-                        check_has_mask(pruner)
-                except GpruneError as error:
-                    reasons.append(f"{name}: {error}")
-                else:
-                    found.append((name, pruner))
+        found, reasons = takeable(read_methods(methods, masked=masked), budgets, masked=masked)
     return _those_left(found, reasons), reasons
 
 
-def _named(methods: str, *, masked: bool) -> list[str]:
-    """Methods as they are written, comma-separated, and all of them for "all"."""
+def read_methods(methods: str, *, masked: bool = False) -> list[str]:
+    """Methods as they are written, comma-separated, and all of them for "all"; see `read_runs`."""
     given = read_list(methods, "method", str)
     return [each for name in given for each in (_every_method(masked) if name == "all" else [name])]
 
 
 def _every_method(masked: bool) -> list[str]:
-    from ..pruners import PRUNERS
+    from ..pruners import every_method
 
-    return [name for name, kind in PRUNERS.items() if masked or not {"mask", "scorer"} & set(kind.needs)]
+    return [name for name, kind in every_method().items() if masked or not {"mask", "scorer"} & set(kind.needs)]
 
 
 def baseline() -> tuple[str, Method]:
-    """The unpruned model, as `read_pruners` would give it."""
+    """The unpruned model, as `read_runs` would give it."""
     from ..pruners import Unpruned
 
     return Unpruned.name, Unpruned()

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..aligned import aligned
+
 _BESIDE = 3
 """What a column takes beside its words: a line and two blanks."""
 
@@ -28,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     lines = [columns, *rows]
     room = console.width - _BESIDE * len(columns) - 1
     if not console.is_terminal:
-        print(_aligned(lines), end="")
+        print(aligned(lines), end="")
     elif (widths := _widths(lines, room)) is None:
         print("\n".join(_listed(columns, row) for row in rows), end="")
     else:
@@ -52,15 +54,6 @@ def print_markdown(text: str) -> None:
             print_table(table[0], table[2:])
             table = []
         print(line)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    cells = (
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    )
-    return "".join("  ".join(line).rstrip() + "\n" for line in cells)
 
 
 def _listed(columns: Sequence[str], row: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from ..errors import BadValue
 from ..images import UnreadableImage
 from ..prompt import build_inputs
 from ..pruners import Method, Uniform
-from ..spec import check_has_mask, parse_pruner
+from ..spec import takeable
 from ..tokens import Keep, VisualTokens
 from .answers import describe, prepare
 from .fidelity_table import Fidelity
@@ -66,13 +66,14 @@ def fidelity(
         progress: called with the number of items, times methods and budgets and the unpruned model, done since.
 
     Returns:
-        What was measured. A method that does not go on the model, and an item with a picture that cannot be opened or a
-        prompt that the processor refuses, is left out, with the reason.
+        What was measured. A method that does not go on the model, a budget that a method cannot take, and an item with
+        a picture that cannot be opened or a prompt that the processor refuses, is left out, with the reason.
 
     Raises:
         BadValue: no method goes on the model, not one item can be read, or a number is below 1.
         BadType: an item is not such a pair, or a number is no int.
-        ValueError, TypeError: an unknown method or setting, an impossible budget, or a damaged file in `folder`.
+        ValueError, TypeError: an unknown method or setting, a budget that no method takes, or a damaged file in
+            `folder`.
     """
     for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         check_value(name, value, Count(1))
@@ -211,11 +212,10 @@ class _Scoring:
 
 def _possible(model: Any, methods: Sequence[str], keeps: Sequence[Keep]) -> tuple[list[tuple[str, Method]], list[str]]:
     """The unpruned model and every method at every budget that goes on a model; of the others why not."""
-    given = {label(name, keep): (name, parse_pruner(name, keep)) for name in methods for keep in keeps}
+    taken, untaken = takeable(methods, keeps)
     runs: list[tuple[str, Method]] = []
-    reasons: dict[str, None] = {}
-    for name, method in given.values():
-        check_has_mask(method)
+    reasons = dict.fromkeys(untaken)
+    for name, method in {label(name, method.keep): (name, method) for name, method in taken}.values():
         if reason := refusal(method, model):
             reasons[f"{name}: {reason}"] = None
         elif method.acts != "nowhere":

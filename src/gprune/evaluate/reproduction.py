@@ -57,7 +57,7 @@ class Setting:
         """The cells of an experiment in this setting.
 
         Raises:
-            ValueError, TypeError: a method does not take one of the budgets.
+            ValueError, TypeError: a method is unknown, or a setting wrong.
         """
         tasks, keep = self.tasks_of(experiment), self.keep or experiment.keep
         return keys(self.model, tasks, experiment.methods, keep, seeds=experiment.seeds, limit=self.limit)

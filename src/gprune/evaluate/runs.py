@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..attach import refusal
+from ..checks import check_value
 from ..errors import GpruneError
 from ..spec import check_has_mask, parse_pruner, seeded
-from ..tokens import Keep
+from ..tokens import Keep, OwnBudget
 from .cells import Cell, Key, load_cell, save
 
 
@@ -33,13 +34,15 @@ def keys(
         limit: see `Key`.
 
     Raises:
-        ValueError, TypeError: a method or budget is unknown or impossible.
+        ValueError, TypeError: a method is unknown, a setting wrong, or a budget one that no method takes.
     """
+    for keep in keeps:
+        check_value("keep", keep, OwnBudget())
     pruned = [
         (method, keep, getattr(each, "seed", None))
         for method in methods
         for keep in keeps
-        for each in seeded(parse_pruner(method, keep), seeds)
+        for each in seeded(parse_pruner(method, 1.0), seeds)  # whether it takes `keep`, `refusal_of` says
     ]
     wanted = (
         key

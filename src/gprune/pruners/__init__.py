@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import BadValue, NonFiniteFeatures
+import re
+import warnings
+from inspect import isabstract
+from typing import Any
+
+from ..errors import BadValue, GpruneError, NonFiniteFeatures
+from ..plugins import load_plugin, plugin_names
 from .apet import ApET
 from .auto import Auto
 from .base import Method, Pruner, ScorePruner, Selection, SetPruner, Unpruned
@@ -87,15 +93,65 @@ PRUNERS: dict[str, type[Method]] = {
 }
 
 
+_RESERVED = {Unpruned.name, Chain.name, "all"}
+"""What else has a meaning where the name of a method stands."""
+
+
 def get_pruner(name: str) -> type[Method]:
-    """The class of the method with this command-line name.
+    """The class of the method with this command-line name: gprune's own, or that of another package.
 
     Raises:
-        BadValue: no method has the name; lists those there are.
+        BadValue: no method has the name; lists those there are. Or what another package brings is no method.
     """
-    if name not in PRUNERS:
-        raise BadValue(f"method {name!r} is unknown; methods are {', '.join(PRUNERS)}; pass one of these names")
-    return PRUNERS[name]
+    if name in PRUNERS:
+        return PRUNERS[name]
+    if name not in (brought := plugin_names()):
+        known = ", ".join((*PRUNERS, *brought))
+        raise BadValue(f"method {name!r} is unknown; methods are {known}; pass one of these names")
+    return _of_plugin(name)
+
+
+def every_method() -> dict[str, type[Method]]:
+    """`PRUNERS`, then the methods of other packages by name; warns of what cannot be used, and leaves it out."""
+    found = dict(PRUNERS)
+    for name in plugin_names():
+        try:
+            found[name] = _of_plugin(name)
+        except BadValue as error:
+            warnings.warn(f"left out, {error}", stacklevel=2)
+    return found
+
+
+def _of_plugin(name: str) -> type[Method]:
+    """The class that another package brings, which can be made of a budget alone and is known by that name."""
+    if name in PRUNERS or name in _RESERVED:
+        raise BadValue(
+            f"the name {name!r} of a method of another package is gprune's own; that package must take another"
+        )
+    if not re.fullmatch(r"[\w-]+", name):
+        raise BadValue(
+            f"the name {name!r} of a method of another package cannot be; accepted are letters, digits, _ and -"
+        )
+    kind = load_plugin(name)
+    if not isinstance(kind, type) or not issubclass(kind, Method) or isabstract(kind):
+        raise BadValue(
+            f"method {name!r} of another package is {kind!r}; accepted is a subclass of gprune.Method with all that is "
+            f"abstract there; mend or uninstall that package"
+        )
+    if kind.name != name:
+        raise BadValue(
+            f"method {name!r} of another package is a class whose name is {kind.name!r}; accepted is the same name; "
+            f'that package must write name = "{name}" in its class'
+        )
+    make: Any = kind
+    try:
+        make(1.0)
+    except (GpruneError, TypeError, ValueError) as error:
+        raise BadValue(
+            f"method {name!r} of another package cannot be made by {kind.__name__}(1.0) ({error}); accepted is a class "
+            f"whose settings all have defaults"
+        ) from error
+    return kind
 
 
 __all__ = [
@@ -148,5 +204,6 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "ZeroTPrune",
+    "every_method",
     "get_pruner",
 ]

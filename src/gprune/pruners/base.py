@@ -103,6 +103,9 @@ class Method(ABC):
     def attach(self, model: Any) -> Run:
         """Prune on every call of a transformers model until `run.detach()`, or until its `with` block ends.
 
+        A model that has a run already is pruned by this one alone until then, and by that one again afterwards; the
+        run says so when it is shown.
+
         Raises:
             UnsupportedModel: the model is not of a family that gprune can prune; names those it can.
         """

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..errors import BadType, BadValue
+from ..plugins import plugin_names
 from ..tokens import Cover
-from . import PRUNERS
+from . import PRUNERS, get_pruner
 from .base import Method, Unpruned
 from .chain import Chain
 
@@ -27,16 +28,17 @@ def as_recipe(method: Method) -> dict[str, Any]:
 
 def of_recipe(recipe: Mapping[str, Any], kind: type[Method]) -> Method:
     """See `Method.from_dict`, called on the class `kind`."""
-    known = {**PRUNERS, Chain.name: Chain, Unpruned.name: Unpruned, **({} if isabstract(kind) else {kind.name: kind})}
-    if not isinstance(recipe, Mapping) or recipe.get(_METHOD) not in known:
+    special = {Chain.name: Chain, Unpruned.name: Unpruned, **({} if isabstract(kind) else {kind.name: kind})}
+    name = recipe.get(_METHOD) if isinstance(recipe, Mapping) else None
+    if name not in (known := [*dict.fromkeys((*PRUNERS, *special, *plugin_names()))]):
         raise BadValue(
             f"{recipe!r} names no method; accepted is a dictionary of Method.to_dict() whose {_METHOD!r} is one of "
             f"{', '.join(known)}; of a class of your own call its own from_dict"
         )
-    found: Any = known[recipe[_METHOD]]
+    found: Any = special.get(name) or get_pruner(name)
     if not issubclass(found, kind):
         raise BadType(
-            f"the method is {recipe[_METHOD]!r}, which is no {kind.__name__}; call {found.__name__}.from_dict, or "
+            f"the method is {name!r}, which is no {kind.__name__}; call {found.__name__}.from_dict, or "
             f"Method.from_dict for any"
         )
     settings = [field.name for field in fields(found) if field.init]
