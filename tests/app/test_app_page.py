@@ -205,14 +205,53 @@ def grey(picture: np.ndarray) -> float:
     return float((ground | stripes).mean())
 
 
+TEXTS = """() => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let each = element; each; each = each.parentElement) {
+      const [r, g, b, a = 1] = rgb(getComputedStyle(each).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const shown = [...document.querySelectorAll("h1, h3, p, span, label, button, td, th, li, text")]
+    .filter(each => each.offsetParent && [...each.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+  return shown.map(each => {
+    const behind = ground(each), [r, g, b, a = 1] = rgb(getComputedStyle(each).color);
+    let opacity = a;
+    for (let up = each; up; up = up.parentElement) opacity *= getComputedStyle(up).opacity;
+    const ink = [r, g, b].map((v, i) => v * opacity + behind[i] * (1 - opacity));
+    const [low, high] = [light(ink), light(behind)].sort((x, y) => x - y);
+    const {left, right} = each.getBoundingClientRect();
+    return [each.innerText, (high + 0.05) / (low + 0.05), left >= 0 && right <= innerWidth];
+  });
+}"""
+"""Of every text that is seen: how bright its ink and its ground are in proportion (WCAG 2), and whether it fits."""
+
+
 def test_a_narrow_screen(browser: Any, url: str) -> None:
+    """Nothing is cut off, every text can be read in the light and in the dark, every picture is described."""
     user = User(browser, url, width=390)
     cards = user.ask()
     assert len(cards) == 2 and "\n03\n" in f"{cards[0]}\n"
     user.page.locator("#kept-0-0 img").click()
     playwright.expect(user.page.locator("#patch")).to_contain_text("base view")
-    assert user.page.evaluate("document.documentElement.scrollWidth") <= 390
     user.shot("phone")
+    user.page.get_by_role("tab", name="Fidelity").click()
+    user.page.locator("#measure").click()
+    playwright.expect(user.page.locator("#compared td").last).to_be_visible()
+    for scheme, ground in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(15, 15, 17)")):
+        user.page.emulate_media(color_scheme=scheme)
+        playwright.expect(user.page.locator("body")).to_have_css("background-color", ground)
+        texts = user.page.evaluate(TEXTS)
+        assert len(texts) > 40
+        assert [text for text, contrast, fits in texts if contrast < 4.5 or not fits] == []
+    descriptions = user.page.evaluate("[...document.images].map(image => image.alt)")
+    assert len(descriptions) > 10 and all(descriptions)
+    assert "base view, 8 x 8: 32 of 64" in descriptions
     user.page.context.close()
 
 

@@ -10,15 +10,41 @@ from ..pruners import Unpruned
 from .studio import Answer, Neighbourhood, Panel
 
 CSS = """
+body:not(.dark) { --color-accent: #c2410c; } /* Gradio's orange is too pale for text on white, and under it */
+#ask { background: #c2410c; color: white; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent); }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
+:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 1px; }
+.html-container { padding: 0 !important; }
+.block:has(> .html-container > .prose:empty) { display: none; }
+#header h1 { margin: 0; font-size: 1.4rem; }
+#header p, .caption, .message { color: var(--body-text-color); opacity: 0.8; margin: 0.2rem 0; }
+.error { color: var(--error-text-color, #b91c1c); margin: 0.2rem 0; overflow-wrap: anywhere; }
+.min_value, .max_value { color: var(--body-text-color) !important; }
+
 #examples .grid-wrap { height: auto; min-height: 0; }
 #examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important;
   grid-auto-rows: auto !important; }
 #examples .thumbnail-item { width: 100% !important; height: auto !important; aspect-ratio: 1; }
-#header h1 { margin: 0; font-size: 1.4rem; }
-#header p, .caption, .message { color: var(--body-text-color); opacity: 0.8; margin: 0.2rem 0; }
-.error { color: var(--error-text-color, #b91c1c); margin: 0.2rem 0; overflow-wrap: anywhere; }
-.panel img { cursor: crosshair; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 0.75rem; }
+#examples .caption-label { display: none; } /* read out, not shown */
+
+.panel { background: none !important; border: 0 !important; border-radius: 0 !important; }
+.panel img { cursor: crosshair; border-radius: 4px; }
+.row:has(> .panel) { align-items: flex-end; }
+.panel .icon-button-wrapper { top: -1.6rem !important; right: 0 !important; border: 0; background: none; box-shadow: none; }
+.panel > label[data-testid=block-label] { position: static; display: block; border: 0; padding: 0.2rem 1.8rem 0.3rem 0;
+  background: none; box-shadow: none; color: var(--body-text-color); font-size: 0.85rem;
+  font-variant-numeric: tabular-nums; white-space: normal; }
+.panel > label[data-testid=block-label] svg, .panel > label[data-testid=block-label] span { display: none; }
+
+.legend { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin: 0; padding: 0; list-style: none; }
+.legend li { display: flex; align-items: center; gap: 0.4rem; margin: 0 !important; font-size: 0.85rem; }
+.legend i { width: 1.6rem; height: 1.1rem; border-radius: 3px; border: 1px solid var(--border-color-primary); }
+.legend .kept { background: linear-gradient(90deg, #3b82c4, #e8a33d); }
+.legend .dropped { background: repeating-linear-gradient(135deg, #969696 0 1.5px, #ebebeb 1.5px 7px); }
+.legend .merged { background: repeating-linear-gradient(45deg, #5f82c8 0 1.5px, #dee8f7 1.5px 7px); }
+
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.75rem; }
 .answers article { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.75rem; }
 .answers h3 { margin: 0; font-size: 0.9rem; color: var(--body-text-color); opacity: 0.8; }
 .answers .said { font-size: 1.15rem; margin: 0.4rem 0; min-height: 1.5em; overflow-wrap: anywhere;
@@ -31,6 +57,19 @@ CSS = """
 .figures, .figures tr, .figures td { border: 0 !important; }
 .figures td { padding: 0.1rem 0; }
 .figures td:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+
+@media (max-width: 640px) {
+  main { padding: 0.75rem !important; }
+  #results { display: flex; }
+  #answers { order: -1; } /* below the button that asks, not below all the pictures */
+  .compared, .compared tbody { display: block; }
+  .compared tr:first-child { display: none; }
+  .compared tr { display: grid; grid-template-columns: 1fr 1fr; padding: 0.4rem 0;
+    border-top: 1px solid var(--border-color-primary) !important; }
+  .compared td { display: flex; justify-content: space-between; }
+  .compared td:first-child { grid-column: 1 / 3; font-weight: bold; }
+  .compared td:not(:first-child)::before { content: attr(data-label); color: var(--body-text-color); opacity: 0.8; }
+}
 """
 
 
@@ -39,8 +78,19 @@ def header(model: str) -> str:
     note = " It knows the rendered scenes, and nothing about photos." if model == "embedded" else ""
     return (
         "<h1>gprune: see what a pruner throws away</h1>"
-        f"<p>Grey patches never reach the language model. Model: {escape(model)}.{note}</p>"
+        f"<p>Striped patches never reach the language model. Model: {escape(model)}.{note}</p>"
     )
+
+
+def legend() -> str:
+    """What the pictures of all methods show, once."""
+    meanings = (
+        ("kept", "kept"),
+        ("dropped", "dropped"),
+        ("merged", "merged into kept ones, all or some of them"),
+    )
+    marks = "".join(f'<li><i class="{name}" aria-hidden="true"></i>{words}</li>' for name, words in meanings)
+    return f'<ul class="legend" aria-label="What the patches show">{marks}</ul>'
 
 
 def message(text: str) -> str:
@@ -78,8 +128,11 @@ def comparison(measured: Fidelity) -> str:
         )
         for row in measured.rows[1:]
     ]
-    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in lines]
-    head = "".join(f"<th>{title}</th>" for title in titles)
+    cells = [
+        "".join(f'<td data-label="{title}">{escape(cell)}</td>' for title, cell in zip(titles, line, strict=True))
+        for line in lines
+    ]
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     hint = (
         f"Of the {measured.rows[0]['answer_tokens']} tokens that the model answers without pruning, with the one that "
         "ends the answer, so many are the likeliest with it. One picture decides nothing: gprune fidelity FOLDER "
@@ -101,10 +154,7 @@ def patch(found: Neighbourhood) -> str:
         _row("rank", f"{found.rank} of {found.count}"),
         _row("degree, with itself", str(found.degree)),
     ]
-    return (
-        f'<table class="figures">{"".join(rows)}{near}</table>'
-        '<p class="caption">Its neighbours keep their colours; red: the patch, orange: the nearest.</p>'
-    )
+    return f'<table class="figures">{"".join(rows)}{near}</table>'
 
 
 def _card(answer: Answer, whole: Answer, keep: float) -> str:

@@ -15,7 +15,7 @@ from . import markup, snippet
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
 from .host import GRADIO
-from .panels import MAX_SHEETS
+from .panels import MAX_SHEETS, Drawing
 from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
 
 try:
@@ -122,7 +122,7 @@ class Handlers:
             return gr.skip(), markup.error(error)
         if found is None:
             return gr.skip(), gr.skip()
-        return gr.Image(found.picture, visible=True), markup.patch(found)
+        return _filled([found.drawing])[0], markup.patch(found)
 
     def ask(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> Iterator[str]:
         """The answers, as they come."""
@@ -165,13 +165,14 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     format="png",
                     sources=["upload", "clipboard"],
                     label="Picture",
+                    alt_text="The picture that is asked about",
                     height=260,
                     buttons=["fullscreen"],
                     elem_id="picture",
                 )
                 status = gr.HTML(elem_id="status", padding=False)
                 gallery = gr.Gallery(
-                    [each.picture for each in examples()],
+                    [(each.picture, f"Example: {each.name}, {each.question}") for each in examples()],
                     format="png",
                     show_label=False,
                     columns=5,
@@ -193,7 +194,8 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                 )
                 keep = gr.Slider(0.05, 1, 0.5, step=0.01, label="Keep, share of the tokens", elem_id="keep")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
-            with gr.Column(scale=5, min_width=300):
+            with gr.Column(scale=5, min_width=300, elem_id="results"):
+                gr.HTML(markup.legend(), elem_id="legend", padding=False)
                 columns: list[Any] = []
                 with gr.Row(elem_id="kept"):
                     for i in range(MAX_METHODS):
@@ -206,10 +208,11 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             with gr.Tab("Graph"):
                 iterations = gr.Slider(0, 10, 5, step=1, label="Iterations of G-Prune", elem_id="iterations")
                 with gr.Row():
-                    with gr.Column(scale=3, min_width=300), gr.Row():
-                        heat = [_shown(f"heat-{number}") for number in range(MAX_SHEETS)]
                     with gr.Column(scale=2, min_width=300):
+                        with gr.Row():
+                            heat = [_shown(f"heat-{number}") for number in range(MAX_SHEETS)]
                         about = gr.HTML(elem_id="patch", padding=False)
+                    with gr.Column(scale=1, min_width=300):
                         around = _shown("around", visible=False)
             with gr.Tab("Fidelity"):
                 measure = gr.Button("Measure how far the answer stays as it is", elem_id="measure")
@@ -232,8 +235,8 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     ]
                 curves.append(gr.HTML(elem_id="uncurved", padding=False))
             with gr.Tab("Code"):
-                program = gr.Code(language="python", label="Python", elem_id="python")
-                commands = gr.Code(language="shell", label="Command line", elem_id="commands")
+                program = gr.Code(language="python", label="Python", wrap_lines=True, elem_id="python")
+                commands = gr.Code(language="shell", label="Command line", wrap_lines=True, elem_id="commands")
 
         chosen = [subject, question, methods, keep]
         previews: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] = (do.preview, chosen, columns)
@@ -352,21 +355,20 @@ def serve(
     return page, url
 
 
-def _filled(pictures: Sequence[Any]) -> list[gr.Image]:
+def _filled(drawings: Sequence[Drawing]) -> list[gr.Image]:
     """What `MAX_SHEETS` images become."""
-    return [gr.Image(picture, visible=True) for picture in pictures] + [gr.Image(None, visible=False)] * (
-        MAX_SHEETS - len(pictures)
-    )
+    return [
+        gr.Image(each.picture, label=each.caption, alt_text=each.caption, visible=True) for each in drawings
+    ] + [gr.Image(None, visible=False)] * (MAX_SHEETS - len(drawings))
 
 
 def _shown(name: str, visible: bool = True) -> gr.Image:
     return gr.Image(
         format="jpeg",  # written much faster than PNG, and every move of a slider writes up to six
-        show_label=False,
         interactive=False,
         buttons=["fullscreen"],
         visible=visible,
-        min_width=230,
+        min_width=150,  # two of them side by side on a phone
         elem_id=name,
         elem_classes="panel",
     )

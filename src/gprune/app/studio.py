@@ -23,12 +23,12 @@ from ..evaluate.fidelity_table import Fidelity
 from ..kernels.blocks import directions
 from ..models import load
 from ..prompt import build_inputs
-from ..pruners import PRUNERS, GPrune, Method, Pruner, Unpruned
+from ..pruners import PRUNERS, DecoderMerger, GPrune, Method, Pruner, ToMe, Unpruned
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..spec import parse_pruner
 from ..tokens import Keep, VisualTokens
-from .panels import Patch, Sheet, sheets
+from .panels import Drawing, Patch, Sheet, sheets
 
 MAX_METHODS = 3
 MAX_NEW_TOKENS = 128
@@ -79,7 +79,7 @@ class Panel:
     """What the page shows of a method: what is kept of every sheet, if that is known, and a note."""
 
     method: str
-    pictures: list[Image.Image]
+    pictures: list[Drawing]
     note: str
 
 
@@ -113,7 +113,7 @@ class Neighbourhood:
         degree: edges, the one to itself included.
         count: patches of the view.
         nearest: the most similar other neighbours, with their cosine similarity.
-        picture: the view with all but the neighbours greyed out.
+        drawing: the view with all but the neighbours striped.
     """
 
     patch: Patch
@@ -123,7 +123,7 @@ class Neighbourhood:
     degree: int
     count: int
     nearest: list[tuple[Patch, float]]
-    picture: Image.Image
+    drawing: Drawing
 
 
 class Studio:
@@ -168,7 +168,7 @@ class Studio:
         pruners = self.pruners(methods, keep)
         return [self._panel(subject, question, name, each) for name, each in zip(methods, pruners, strict=True)]
 
-    def heat(self, subject: Subject, question: str, iterations: int) -> list[Image.Image]:
+    def heat(self, subject: Subject, question: str, iterations: int) -> list[Drawing]:
         """The picture under G-Prune's scores after so many iterations, every sheet of it."""
         report, _ = self._select(subject, question, GPrune(iterations=iterations))
         return [sheet.heat(report) for sheet in self._sheets(subject, report)]
@@ -292,7 +292,7 @@ class Studio:
             else:
                 assert isinstance(pruner, Pruner)
                 report, note = self._select(subject, question, pruner)
-            pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
+            pictures = [sheet.kept(report, _merges(pruner)) for sheet in self._sheets(subject, report)]
         except (GpruneError, ValueError, RuntimeError) as error:
             return Panel(name, [], str(error))
         return Panel(name, pictures, f"{report.summary}; {note}" if note else report.summary)
@@ -334,6 +334,11 @@ class Studio:
         size = subject.picture.height, subject.picture.width
         with self._lock:
             return cost_of_prompt(self.model, inputs, [size], method)
+
+
+def _merges(pruner: Method) -> bool:
+    """Whether tokens that are not kept go into those that are; a report does not tell which of them do."""
+    return pruner.merges or isinstance(pruner, (ToMe, DecoderMerger))
 
 
 def _check_length(question: str, least: int = 0) -> None:
