@@ -166,9 +166,7 @@ def _blended(picture: np.ndarray, colour: np.ndarray | float, share: np.ndarray 
     return Image.fromarray(np.rint(picture * (1 - share) + colour * share).astype(np.uint8))
 
 
-def faded(
-    canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int], merged: bool = False
-) -> Image.Image:
+def faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int], merged: bool = False) -> Image.Image:
     """The picture with all but the patches of bool [rows, columns] `mask` nearly gone, and striped.
 
     The stripes are grey and rise, or, where patches are `merged` into others, blue and fall.

@@ -7,10 +7,12 @@ from html import escape
 
 from ..evaluate.fidelity_table import Fidelity
 from ..pruners import Unpruned
+from ..tokens import Cover, Keep
 from .studio import Answer, Neighbourhood, Panel
 
 CSS = """
 body:not(.dark) { --color-accent: #c2410c; } /* Gradio's orange is too pale for text on white, and under it */
+body { --block-info-text-color: var(--body-text-color); }
 #ask { background: #c2410c; color: white; }
 input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent); }
 input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
@@ -28,10 +30,19 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
 #examples .thumbnail-item { width: 100% !important; height: auto !important; aspect-ratio: 1; }
 #examples .caption-label { display: none; } /* read out, not shown */
 
+.chips .wrap { gap: 0.35rem; }
+.chips label { padding: 0.15rem 0.7rem !important; border-radius: 999px; box-shadow: none !important; }
+.chips label span { margin: 0 !important; }
+.chips input { position: absolute; opacity: 0; } /* still there for keys and readers */
+.chips label:has(:checked) { background: #c2410c; border-color: #c2410c; color: white; }
+.chips label:has(:focus-visible) { outline: 3px solid var(--color-accent); outline-offset: 2px; }
+#more .chips { border: 0; padding: 0.2rem 0; }
+
 .panel { background: none !important; border: 0 !important; border-radius: 0 !important; }
 .panel img { cursor: crosshair; border-radius: 4px; }
 .row:has(> .panel) { align-items: flex-end; }
-.panel .icon-button-wrapper { top: -1.6rem !important; right: 0 !important; border: 0; background: none; box-shadow: none; }
+.panel .icon-button-wrapper { top: -1.6rem !important; right: 0 !important; border: 0; background: none;
+  box-shadow: none; }
 .panel > label[data-testid=block-label] { position: static; display: block; border: 0; padding: 0.2rem 1.8rem 0.3rem 0;
   background: none; box-shadow: none; color: var(--body-text-color); font-size: 0.85rem;
   font-variant-numeric: tabular-nums; white-space: normal; }
@@ -46,7 +57,7 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
 
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.75rem; }
 .answers article { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.75rem; }
-.answers h3 { margin: 0; font-size: 0.9rem; color: var(--body-text-color); opacity: 0.8; }
+.answers h3, #kept h3 { margin: 0; font-size: 0.9rem; color: var(--body-text-color); opacity: 0.8; }
 .answers .said { font-size: 1.15rem; margin: 0.4rem 0; min-height: 1.5em; overflow-wrap: anywhere;
   max-height: 10em; overflow-y: auto; }
 .compared { font-size: 0.9rem; font-variant-numeric: tabular-nums; }
@@ -58,6 +69,9 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
 .figures td { padding: 0.1rem 0; }
 .figures td:last-child { text-align: right; font-variant-numeric: tabular-nums; }
 
+@media (min-width: 1000px) {
+  #results { position: sticky; top: 1rem; align-self: flex-start; } /* seen while the sliders are moved */
+}
 @media (max-width: 640px) {
   main { padding: 0.75rem !important; }
   #results { display: flex; }
@@ -105,12 +119,19 @@ def error(text: object) -> str:
 
 def caption(panel: Panel) -> str:
     """What stands above the picture of a method."""
-    return f'<p class="caption"><b>{escape(panel.method)}</b> {escape(panel.note)}</p>'
+    note = error(panel.note) if panel.failed else f'<p class="caption">{escape(panel.note)}</p>'
+    return f"<h3>{escape(column_name(panel.method, panel.keep))}</h3>\n{note}"
 
 
-def answers(given: Sequence[Answer], keep: float) -> str:
+def column_name(method: str, keep: Keep) -> str:
+    """What a method with a budget is called."""
+    budget = f"cover {keep.share:g}" if isinstance(keep, Cover) else f"keep {keep}"
+    return f"{method}, {budget}"
+
+
+def answers(given: Sequence[Answer]) -> str:
     """A card for every answer; cost in proportion to that of the first, the unpruned model's."""
-    return f'<div class="answers">{"".join(_card(answer, given[0], keep) for answer in given)}</div>'
+    return f'<div class="answers">{"".join(_card(answer, given[0]) for answer in given)}</div>'
 
 
 def comparison(measured: Fidelity) -> str:
@@ -157,10 +178,10 @@ def patch(found: Neighbourhood) -> str:
     return f'<table class="figures">{"".join(rows)}{near}</table>'
 
 
-def _card(answer: Answer, whole: Answer, keep: float) -> str:
-    title = "all tokens" if answer.method == Unpruned.name else f"{answer.method}, keep {keep:g}"
+def _card(answer: Answer, whole: Answer) -> str:
+    name = "all tokens" if answer.method == Unpruned.name else column_name(answer.method, answer.keep)
     said = error(answer.error) if answer.error is not None else f'<p class="said">{escape(answer.text)}</p>'
-    return f"<article><h3>{escape(title)}</h3>{said}{_figures(answer, whole)}</article>"
+    return f"<article><h3>{escape(name)}</h3>{said}{_figures(answer, whole)}</article>"
 
 
 def _figures(answer: Answer, whole: Answer) -> str:

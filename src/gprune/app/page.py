@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from ..errors import BadValue
 from ..images import MAX_PIXELS, open_image, shrunk
 from ..pruners import Auto
 from . import markup, snippet
+from .choice import LEAST, MAX_METHODS, Choice, read
 from .curves import ACCURACY, AXES, categories, curve
 from .examples import examples
+from .groups import grouped
 from .host import GRADIO
 from .panels import MAX_SHEETS, Drawing
-from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
+from .studio import MAX_NEW_TOKENS, Studio, Subject
 
 try:
     import gradio as gr
@@ -45,6 +46,7 @@ class Handlers:
     def __init__(self, studio: Studio, max_pixels: int) -> None:
         self.studio = studio
         self.max_pixels = max_pixels
+        self.groups = grouped(studio.methods)
 
     def upload(self, file: dict[str, Any] | None) -> tuple[Subject | None, Any, str]:
         """A new picture, or why it is none; the old one is gone either way."""
@@ -67,36 +69,46 @@ class Handlers:
         if number not in range(count):
             raise BadValue(f"example {number!r} is not shown; accepted are 0 to {count - 1}; choose another")
         chosen = examples()[number]
-        return Subject(chosen.picture, chosen.name, chosen.origin), chosen.picture, "", chosen.question
+        return Subject(chosen.picture, chosen.name, chosen.origin, number), chosen.picture, "", chosen.question
 
     def pick(self, event: gr.SelectData) -> tuple[Subject, Any, str, str]:
         """The example that was clicked."""
         return self.example(event.index)
 
-    def preview(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> list[Any]:
-        """Per method: whether its column is there, its caption, its pictures."""
+    def begin(self, address: str) -> list[Any]:
+        """What the query of the page's address asks for, as `controls` show it, and a word for what of it cannot be."""
+        choice, number, ignored = read(address, self.studio.methods)
+        subject, picture, _, _ = self.example(number)
+        words = "".join(markup.error(f"Ignored in the link: {each}") for each in ignored)
+        groups = [[name for name in group if name in choice.methods] for group in self.groups.values()]
+        more = gr.Accordion(open=any(groups[1:]))
+        return [subject, picture, words, more, choice.question, choice.unit, *choice.numbers, *groups]
+
+    def preview(self, subject: Subject | None, *controls: Any) -> list[Any]:
+        """Per column: whether it is there, its caption, its pictures."""
         updates: list[Any] = []
         if subject is not None:
             try:
-                for panel in self.studio.preview(subject, question, methods, keep):
+                for panel in self.studio.preview(subject, Choice.of(*controls)):
                     updates += [gr.Column(visible=True), markup.caption(panel), *_filled(panel.pictures)]
             except WRONG as error:
                 updates = [gr.Column(visible=True), markup.error(error), *_filled([])]
         empty = [gr.Column(visible=False), "", *_filled([])]
         return updates + empty * (MAX_METHODS - len(updates) // len(empty))
 
-    def code(
-        self, subject: Subject | None, question: str, methods: list[str], keep: float, iterations: int
-    ) -> tuple[str, str]:
-        """The program and the commands."""
+    def code(self, subject: Subject | None, iterations: int, *controls: Any) -> tuple[str, str, str]:
+        """The program, the commands, and the query of an address that shows the same."""
         try:
-            if subject is None or not self.studio.pruners(methods, keep):
-                return "", ""
+            choice = Choice.of(*controls)
+            if subject is None or not choice.columns:
+                return "", "", ""
+            self.studio.check(choice.methods)
+            given = self.studio.name, subject.name, choice
+            program = snippet.python(*given, MAX_NEW_TOKENS)
+            commands = snippet.commands(*given, int(iterations), MAX_NEW_TOKENS, origin=subject.origin)
         except WRONG:
-            return "", ""
-        given = self.studio.name, subject.name, question, methods, float(keep)
-        program = snippet.python(*given, MAX_NEW_TOKENS)
-        return program, snippet.commands(*given, int(iterations), MAX_NEW_TOKENS, subject.origin)
+            return "", "", ""
+        return program, commands, choice.address(subject.example)
 
     def heat(self, subject: Subject | None, question: str, iterations: int) -> list[Any]:
         """The heatmaps; what was said of a patch is no longer true."""
@@ -124,28 +136,30 @@ class Handlers:
             return gr.skip(), gr.skip()
         return _filled([found.drawing])[0], markup.patch(found)
 
-    def ask(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> Iterator[str]:
+    def ask(self, subject: Subject | None, *controls: Any) -> Iterator[str]:
         """The answers, as they come."""
         if subject is None:
             yield markup.error("There is no picture; drop one, or pick an example.")
             return
         try:
-            for answers in self.studio.ask(subject, question, methods, keep):
-                yield markup.answers(answers, float(keep))
+            for answers in self.studio.ask(subject, Choice.of(*controls)):
+                yield markup.answers(answers)
         except WRONG as error:
             yield markup.error(error)
 
-    def fidelity(self, subject: Subject | None, question: str, methods: list[str]) -> str:
+    def fidelity(self, subject: Subject | None, *controls: Any) -> str:
         """How far the answer stays as it is under each method."""
         if subject is None:
             return markup.error("There is no picture; drop one, or pick an example.")
         try:
-            return markup.comparison(self.studio.fidelity(subject, question, methods))
+            choice = Choice.of(*controls)
+            return markup.comparison(self.studio.fidelity(subject, choice.question, choice.methods))
         except WRONG as error:
             return markup.error(error)
 
-    def curves(self, methods: list[str], category: str) -> list[Any]:
-        """The measured curves, or why there are none."""
+    def curves(self, category: str, *groups: list[str]) -> list[Any]:
+        """The measured curves of the methods, or why there are none."""
+        methods = [method for group in groups for method in group]
         try:
             return [*(DataFrame(curve(methods, category, across)) for across in AXES), ""]
         except WRONG as error:
@@ -166,7 +180,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     sources=["upload", "clipboard"],
                     label="Picture",
                     alt_text="The picture that is asked about",
-                    height=260,
+                    height=220,
                     buttons=["fullscreen"],
                     elem_id="picture",
                 )
@@ -184,15 +198,23 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     elem_id="examples",
                 )
                 question = gr.Textbox(label="Question", max_lines=3, elem_id="question")
-                methods = gr.Dropdown(
-                    studio.methods,
-                    value=[Auto.name],
-                    label=f"Methods, up to {MAX_METHODS}",
-                    multiselect=True,
-                    max_choices=MAX_METHODS,
-                    elem_id="methods",
+                [(few, names), *others] = do.groups.items()
+                few = f"{few}, up to {MAX_METHODS} columns"
+                groups = [
+                    gr.CheckboxGroup(names, value=[Auto.name], label=few, elem_id="methods", elem_classes="chips")
+                ]
+                with gr.Accordion("More methods", open=False, elem_id="more") as more:
+                    groups += [gr.CheckboxGroup(names, label=title, elem_classes="chips") for title, names in others]
+                unit = gr.Radio(
+                    [("share of the tokens", "share"), ("cover of the picture", "cover")],
+                    value="share",
+                    label="Budget",
+                    info="A cover of 0.9: as few tokens as stand for 90 % of the picture.",
+                    elem_id="unit",
+                    elem_classes="chips",
                 )
-                keep = gr.Slider(0.05, 1, 0.5, step=0.01, label="Keep, share of the tokens", elem_id="keep")
+                keep = gr.Slider(LEAST, 1, 0.5, step=0.01, label="Keep", elem_id="keep")
+                second = gr.Slider(0, 1, 0, step=0.01, label="Beside it, another budget (0: none)", elem_id="second")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=5, min_width=300, elem_id="results"):
                 gr.HTML(markup.legend(), elem_id="legend", padding=False)
@@ -237,11 +259,19 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             with gr.Tab("Code"):
                 program = gr.Code(language="python", label="Python", wrap_lines=True, elem_id="python")
                 commands = gr.Code(language="shell", label="Command line", wrap_lines=True, elem_id="commands")
+                link = gr.Textbox(
+                    label="Link to this page",
+                    info="What stands after the page's address, in which it is too. An upload is not part of it.",
+                    interactive=False,
+                    buttons=["copy"],
+                    elem_id="link",
+                )
 
-        chosen = [subject, question, methods, keep]
+        controls = [question, unit, keep, second, *groups]
+        chosen = [subject, *controls]
         previews: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] = (do.preview, chosen, columns)
         heats = (do.heat, [subject, question, iterations], [*heat, around, about])
-        codes = (do.code, [*chosen, iterations], [program, commands])
+        codes = (do.code, [subject, iterations, *controls], [program, commands, link])
 
         # Gradio reads the annotation to know that the place of the click is wanted.
         def look_first(subject: Subject | None, question: str, iterations: int, event: gr.SelectData) -> Any:
@@ -263,16 +293,19 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             picture.upload(do.upload, picture, [subject, picture, status], **one),
             picture.clear(lambda: do.upload(None), None, [subject, picture, status], **live),
             gallery.select(do.pick, None, [subject, picture, status, question], **live),
-            page.load(partial(do.example, 0), None, [subject, picture, status, question], **live),
+            page.load(do.begin, link, [subject, picture, status, more, *controls], js="() => location.search", **live),
         ]
         for event in opened:
             event.then(lambda: ("", ""), None, [answers, compared], **live)
             event.then(*previews, **live)
             event.then(*heats, **live)
             event.then(*codes, **live)
-        gr.on([methods.change, keep.change, question.blur], *previews, **live)
-        gr.on([methods.change, keep.change, question.change, iterations.change], *codes, **live)
-        gr.on([page.load, methods.change, category.change], do.curves, [methods, category], curves, **live)
+        ticked = [group.change for group in groups]
+        budgets = [unit.change, keep.change, second.change]
+        gr.on([*ticked, *budgets, question.blur], *previews, **live)
+        gr.on([*ticked, *budgets, question.change, iterations.change], *codes, **live)
+        gr.on([page.load, *ticked, category.change], do.curves, [category, *groups], curves, **live)
+        link.change(None, link, None, js="address => { history.replaceState(history.state, '', address) }")
         iterations.change(*heats, **live)
         looked = [subject, question, iterations]
         clicked = [look_first, look_second]
@@ -282,8 +315,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             [ask.click, question.submit], do.ask, chosen, answers, show_progress="minimal", api_visibility="private"
         )
         asked.then(*previews, **live)
-        measured = [subject, question, methods]
-        measure.click(do.fidelity, measured, compared, show_progress="minimal", api_visibility="private")
+        measure.click(do.fidelity, chosen, compared, show_progress="minimal", api_visibility="private")
     return page
 
 
@@ -357,9 +389,9 @@ def serve(
 
 def _filled(drawings: Sequence[Drawing]) -> list[gr.Image]:
     """What `MAX_SHEETS` images become."""
-    return [
-        gr.Image(each.picture, label=each.caption, alt_text=each.caption, visible=True) for each in drawings
-    ] + [gr.Image(None, visible=False)] * (MAX_SHEETS - len(drawings))
+    return [gr.Image(each.picture, label=each.caption, alt_text=each.caption, visible=True) for each in drawings] + [
+        gr.Image(None, visible=False)
+    ] * (MAX_SHEETS - len(drawings))
 
 
 def _shown(name: str, visible: bool = True) -> gr.Image:
