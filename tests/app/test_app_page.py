@@ -218,7 +218,7 @@ TEXTS = """() => {
     return [255, 255, 255];
   };
   const shown = [...document.querySelectorAll("h1, h3, p, span, label, button, td, th, li, text")]
-    .filter(each => each.offsetParent && [...each.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+    .filter(each => each.offsetParent && [...each.childNodes].some(n => n.nodeType === 3 && /\\w/.test(n.data)));
   return shown.map(each => {
     const behind = ground(each), [r, g, b, a = 1] = rgb(getComputedStyle(each).color);
     let opacity = a;
@@ -301,7 +301,8 @@ REACHED = """() => {
 """Note of what has the focus whether that is seen."""
 
 MISSED = """() => [...document.querySelectorAll("button, input, textarea, [role=button]")]
-  .filter(each => each.offsetParent && !each.disabled && each.dataset.ringed !== "true")
+  .filter(each => each.offsetParent && !each.closest("[aria-hidden=true]"))
+  .filter(each => !each.disabled && each.dataset.ringed !== "true")
   .filter(each => each.type !== "file" && !(each.type === "radio" && !each.checked))
   .map(each => each.outerHTML)"""
 """Controls that are seen and never had the focus, or not so that it is seen; arrows lead to further radio buttons."""
