@@ -198,7 +198,7 @@ def test_bombs_are_refused(client: Client, name: str) -> None:
 
 
 def test_the_limit_of_pixels_is_the_operators(tmp_path: Path) -> None:
-    from gprune.app.page import Handlers
+    from gprune.app.handlers import Handlers
 
     (tmp_path / "a.png").write_bytes(png())
     for limit, accepted in ((24 * 16, True), (24 * 16 - 1, False)):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gprune import cover
-from gprune.app.choice import LEAST, MAX_ADDRESS, MAX_METHODS, MAX_QUESTION, Choice, read
+from gprune.app.choice import LEAST, MAX_ADDRESS, MAX_METHODS, MAX_QUESTION, Choice, read_address
 from gprune.app.examples import examples
-from gprune.app.groups import FEW, FIRST, grouped
+from gprune.app.picker import BEGINNING, TO_BEGIN_WITH, method_groups
 from gprune.app.studio import VARIANTS
 from gprune.pruners import PRUNERS
 
@@ -31,7 +31,7 @@ def choices(draw: Any) -> Choice:
 
 @given(choices(), st.integers(0, len(examples()) - 1))
 def test_an_address_brings_the_choice_back(choice: Choice, example: int) -> None:
-    assert read(choice.address(example), OFFERED) == (choice, example, [])
+    assert read_address(choice.address(example), OFFERED) == (choice, example, [])
     assert Choice.of(choice.question, choice.unit, *choice.numbers, choice.methods) == choice
     assert len(choice.columns) == len(choice.methods) * len(choice.keeps)
 
@@ -46,17 +46,17 @@ def test_a_slider_gives_ratios() -> None:
 def test_an_upload_is_not_part_of_an_address() -> None:
     address = Choice("what is it?", ("auto",), (0.5,)).address(None)
     assert address == "?method=auto&keep=0.5&question=what+is+it%3F"
-    assert read(address, OFFERED)[1] == 0
+    assert read_address(address, OFFERED)[1] == 0
 
 
 def test_the_longest_question_fits() -> None:
     choice = Choice("語" * MAX_QUESTION, OFFERED[:3], (0.5,))  # type: ignore[arg-type]
-    assert read(choice.address(1), OFFERED)[0].question == choice.question
+    assert read_address(choice.address(1), OFFERED)[0].question == choice.question
 
 
 @pytest.mark.parametrize("address", ["", "?", "?__theme=dark&utm=1"])
 def test_an_address_that_says_nothing(address: str) -> None:
-    assert read(address, OFFERED) == (Choice(examples()[0].question), 0, [])
+    assert read_address(address, OFFERED) == (Choice(examples()[0].question), 0, [])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_address_that_says_nothing(address: str) -> None:
     ],
 )
 def test_what_cannot_be_is_left_out_with_a_word(address: str, words: str) -> None:
-    choice, example, ignored = read(address, OFFERED)
+    choice, example, ignored = read_address(address, OFFERED)
     assert [words in each for each in ignored] == [True]
     assert example in range(len(examples())) and len(ignored[0]) < 200
     assert set(choice.methods) <= set(OFFERED) and choice.columns and len(choice.question) <= MAX_QUESTION
@@ -96,8 +96,8 @@ def test_what_cannot_be_is_left_out_with_a_word(address: str, words: str) -> Non
 
 
 def test_every_method_is_in_one_group() -> None:
-    groups = grouped(OFFERED)
-    assert next(iter(groups)) == FIRST and groups[FIRST] == list(FEW)
+    groups = method_groups(OFFERED)
+    assert next(iter(groups)) == BEGINNING and groups[BEGINNING] == list(TO_BEGIN_WITH)
     assert sorted(name for names in groups.values() for name in names) == sorted(OFFERED)
     assert "fastv" in groups["Inside the LLM"] and "cdpruner" in groups["By the question"]
-    assert all(grouped(["auto", "fastv"]).values()) and len(grouped(["auto", "fastv"])) == 2
+    assert all(method_groups(["auto", "fastv"]).values()) and len(method_groups(["auto", "fastv"])) == 2

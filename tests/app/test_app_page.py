@@ -25,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="driving a browse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = Path(__file__).parents[2] / "build" / "app"
-METHODS = ("auto", "graphcover", "uniform")
+METHODS = ("auto", "graphcover", "divprune")
 PATIENCE = 60_000  # ms: a busy machine is no failure
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
@@ -258,7 +258,7 @@ def test_a_narrow_screen(browser: Any, url: str) -> None:
 def test_an_example_brings_its_question(user: User) -> None:
     user.page.locator("#examples .thumbnail-item").nth(1).click()
     playwright.expect(user.page.locator("#question textarea")).to_have_value("what shape is blue?")
-    user.choose("graphcover", "uniform")
+    user.choose(*METHODS[1:])
     user.set_number("keep", 0.3)
     user.kept(75, 75, 75)
     cards = user.ask()
@@ -278,7 +278,7 @@ def test_a_link(browser: Any, url: str) -> None:
     captions = [user.page.locator(f"#caption-{column}") for column in (0, 1)]
     for caption, share in zip(captions, (90, 60), strict=True):
         playwright.expect(caption).to_contain_text(f"graphcover, cover {share / 100:g}")
-        found = re.search(r"which cover ([\d.]+)%", caption.inner_text())
+        found = re.search(r"they cover ([\d.]+)%", caption.inner_text())
         assert found and share <= float(found[1]) < share + 10
     user.shot("link")
 

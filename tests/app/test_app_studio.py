@@ -242,7 +242,7 @@ def test_two_budgets_of_one_method(studio: Studio, subject: Subject) -> None:
                 output = studio.model.generate(**inputs_of(studio, subject), max_new_tokens=MAX_NEW_TOKENS)
             assert panel.note.startswith(run.images[0].summary)
             covered = run.images[0].coverage
-            assert covered is None or f"which cover {covered:.1%}" in panel.note
+            assert covered is None or f"they cover {covered:.1%}" in panel.note
             [text] = studio.processor.batch_decode(
                 output[:, inputs_of(studio, subject)["input_ids"].shape[1] :], skip_special_tokens=True
             )

@@ -87,9 +87,10 @@ class Choice:
         return columns
 
     def address(self, example: int | None) -> str:
-        """The query of an address that `read` reads, with the number of the example; None: the picture is no example.
+        """The query of an address that `read_address` reads; an upload is never part of it.
 
-        An upload is never part of it.
+        Args:
+            example: the number of the picture among the examples; None: it is none of them.
         """
         fields = {
             "example": [] if example is None else [example],
@@ -100,7 +101,7 @@ class Choice:
         return "?" + urlencode(fields, doseq=True)
 
 
-def read(address: str, offered: Sequence[str]) -> tuple[Choice, int, list[str]]:
+def read_address(address: str, offered: Sequence[str]) -> tuple[Choice, int, list[str]]:
     """What the query of an address asks for; what cannot be is left out, as if it were not there.
 
     Args:

@@ -36,7 +36,8 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
 .chips input { position: absolute; opacity: 0; } /* still there for keys and readers */
 .chips label:has(:checked) { background: #c2410c; border-color: #c2410c; color: white; }
 .chips label:has(:focus-visible) { outline: 3px solid var(--color-accent); outline-offset: 2px; }
-#more .chips { border: 0; padding: 0.2rem 0; }
+#more .form { border: 0; background: none; }
+#more .chips { border: 0; background: none; padding: 0.2rem 0; }
 
 .panel { background: none !important; border: 0 !important; border-radius: 0 !important; }
 .panel img { cursor: crosshair; border-radius: 4px; }

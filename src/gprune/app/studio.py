@@ -306,7 +306,7 @@ class Studio:
             pictures = [sheet.kept(report, _merges(pruner)) for sheet in self._sheets(subject, report)]
         except (GpruneError, ValueError, RuntimeError) as error:
             return Panel(name, keep, [], str(error), failed=True)
-        covered = None if report.coverage is None else f"which cover {report.coverage:.1%}"
+        covered = None if report.coverage is None else f"they cover {report.coverage:.1%}"
         return Panel(name, keep, pictures, "; ".join(filter(None, (report.summary, covered, note))))
 
     def _sheets(self, subject: Subject, report: ImageReport) -> list[Sheet]:

@@ -8,9 +8,9 @@ from ..pruners import Auto, DivPrune, GPrune, GraphCover, GraphVote, Random
 from ..pruners.base import Acts, Need
 from ..spec import parse_pruner
 
-FIRST = "Methods"
-"""The group of `FEW`."""
-FEW = tuple(method.name for method in (Auto, GraphCover, GraphVote, GPrune, DivPrune, Random))
+BEGINNING = "Methods"
+"""The group of `TO_BEGIN_WITH`."""
+TO_BEGIN_WITH = tuple(method.name for method in (Auto, GraphCover, GraphVote, GPrune, DivPrune, Random))
 """What to begin with: what is recommended, the paper's method, and what it is measured against."""
 PLACES: dict[Acts, str] = {
     "before the tower": "Before the vision tower",
@@ -25,17 +25,17 @@ SIGHTS: tuple[tuple[set[Need], str], ...] = (
 OTHERS = "By the features alone"
 
 
-def grouped(methods: Sequence[str]) -> dict[str, list[str]]:
-    """The methods by the title of their group, `FIRST` first.
+def method_groups(methods: Sequence[str]) -> dict[str, list[str]]:
+    """The methods by the title of their group, `BEGINNING` first.
 
     Args:
         methods: names, with settings.
     """
-    groups: dict[str, list[str]] = {title: [] for title in (FIRST, OTHERS, *(title for _, title in SIGHTS))}
+    groups: dict[str, list[str]] = {title: [] for title in (BEGINNING, OTHERS, *(title for _, title in SIGHTS))}
     groups |= {title: [] for title in PLACES.values()}
-    groups[FIRST] = [method for method in FEW if method in methods]
+    groups[BEGINNING] = [method for method in TO_BEGIN_WITH if method in methods]
     for method in methods:
-        if method not in FEW:
+        if method not in TO_BEGIN_WITH:
             groups[_title(method)].append(method)
     return {title: names for title, names in groups.items() if names}
 
