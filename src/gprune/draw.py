@@ -24,6 +24,8 @@ Titled = tuple[str, ImageReport]
 Box = tuple[float, float, float, float]
 _FADED = 0.85  # share of light grey in what was dropped
 _STRIPES = 10, 2  # pixels from one stripe over what was dropped to the next, and its width: a page is light grey itself
+_DROPPED = (150.0, 150.0, 150.0), (235.0, 235.0, 235.0)  # stripes, and the ground between them
+_MERGED = (95.0, 130.0, 200.0), (222.0, 232.0, 247.0)
 _HEAT = 0.65  # share of the heatmap's colour over the grey picture
 _LONGEST = 480  # pixels of the longer side of a panel
 _STEEPEST = 5.0  # sides of a panel in proportion to each other; a longer picture is drawn squeezed
@@ -164,14 +166,16 @@ def _blended(picture: np.ndarray, colour: np.ndarray | float, share: np.ndarray 
     return Image.fromarray(np.rint(picture * (1 - share) + colour * share).astype(np.uint8))
 
 
-def faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:
-    """The picture with all but the patches of bool [rows, columns] `mask` nearly grey, and striped."""
+def faded(canvas: Image.Image, mask: np.ndarray, area: tuple[int, int, int, int], merged: bool = False) -> Image.Image:
+    """The picture with all but the patches of bool [rows, columns] `mask` nearly gone, and striped.
+
+    The stripes are grey and rise, or, where patches are `merged` into others, blue and fall.
+    """
     kept = np.nan_to_num(_placed(mask, canvas.size, area))[..., None]
     down, across = np.indices(kept.shape[:2])
-    striped = (down + across) % _STRIPES[0] < _STRIPES[1]
-    return _blended(
-        np.asarray(canvas, dtype=np.float32), np.where(striped, 150.0, 235.0)[..., None], _FADED * (1 - kept)
-    )
+    striped = ((down - across if merged else down + across) % _STRIPES[0] < _STRIPES[1])[..., None]
+    stripes, ground = _MERGED if merged else _DROPPED
+    return _blended(np.asarray(canvas, dtype=np.float32), np.where(striped, stripes, ground), _FADED * (1 - kept))
 
 
 def heated(canvas: Image.Image, values: np.ndarray, area: tuple[int, int, int, int]) -> Image.Image:

@@ -91,6 +91,12 @@ class Client:
         message = json.loads(line.removeprefix("data: "))
         return message["success"], message["output"]["data" if message["success"] else "error"]
 
+    def chosen(self, question: str, methods: Any, keep: Any, unit: Any = "share") -> list[Any]:
+        """What the page sends of its controls, the state of the session first; methods in the first group."""
+        inputs = len(self.event("ask", "click")["inputs"])
+        said = [None, question, unit, keep, 0, methods]
+        return said + [[]] * (inputs - len(said))
+
     def give(self, file: Any) -> tuple[bool, Any]:
         """What becomes of a picture that is given to the page."""
         return self.told(self.event("picture", "upload")["id"], [file])
@@ -192,7 +198,7 @@ def test_bombs_are_refused(client: Client, name: str) -> None:
 
 
 def test_the_limit_of_pixels_is_the_operators(tmp_path: Path) -> None:
-    from gprune.app.page import Handlers
+    from gprune.app.handlers import Handlers
 
     (tmp_path / "a.png").write_bytes(png())
     for limit, accepted in ((24 * 16, True), (24 * 16 - 1, False)):
@@ -359,20 +365,67 @@ def test_odd_choices(client: Client, methods: Any, keep: Any) -> None:
     """Of a preview, and of an answer: nothing is computed."""
     assert client.give({"path": client.upload(png())})[0]
     for name, kind in (("keep", "change"), ("ask", "click")):
-        right, said = client.told(client.event(name, kind)["id"], [None, "what is it?", methods, keep])
+        asked = client.chosen("what is it?", methods, keep)
+        right, said = client.told(client.event(name, kind)["id"], asked)
         assert 'role="alert"' in json.dumps(said).replace('\\"', '"') if right else said
         assert "tokens kept" not in json.dumps(said)
 
 
+@pytest.mark.parametrize("unit", [None, "", "own", "cover:0.9", [], {}, 1])
+def test_budgets_of_no_kind(client: Client, unit: Any) -> None:
+    assert client.give({"path": client.upload(png())})[0]
+    asked = client.chosen("what is it?", ["gprune"], 0.5, unit)
+    right, said = client.told(client.event("keep", "change")["id"], asked)
+    assert 'role=\\"alert\\"' in json.dumps(said) if right else said
+    assert "tokens kept" not in json.dumps(said)
+
+
+UNKNOWN = ("?picture=/etc/passwd&path=/etc/passwd", "javascript:alert(1)")
+"""Links that say nothing which the page knows."""
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "?method=foreground:mask=/etc/passwd&example=../../etc/passwd&keep=__import__('os')",
+        "?question=" + "x" * 10**6,
+        "?" + "&example=1" * 10**5,
+        "?method=<img src=x onerror=alert(1)>",
+        *UNKNOWN,
+        None,
+        7,
+        ["?keep=0.5"],
+        {"path": "/etc/passwd"},
+    ],
+)
+def test_links_that_are_none(client: Client, address: Any) -> None:
+    """What cannot be is ignored with a word, and the page begins without it."""
+    events = json.loads(client.request("config")[1])["dependencies"]
+    [begin] = [event for event in events if len(event["inputs"]) == 1 and event["js"] and event["backend_fn"]]
+    right, said = client.told(begin["id"], [address])
+    words = json.dumps(said)
+    assert "<img src=x" not in words and "root:" not in words
+    if right:
+        assert "Ignored in the link" in said[2] or address in (
+            "?picture=/etc/passwd&path=/etc/passwd",
+            "javascript:alert(1)",
+        )
+        assert said[5:8] == ["share", 0.5, 0]
+    else:
+        assert said and not isinstance(address, str)
+
+
 def test_a_question_as_long_as_a_book(client: Client) -> None:
     assert client.give({"path": client.upload(png())})[0]
-    right, said = client.told(client.event("keep", "change")["id"], [None, "x" * 10**6, ["cdpruner"], 0.5])
+    asked = client.chosen("x" * 10**6, ["auto"], 0.5)
+    asked[7] = ["cdpruner"]
+    right, said = client.told(client.event("keep", "change")["id"], asked)
     assert right and "accepted are 1 to 1000" in json.dumps(said)
 
 
 def test_nobody_passes_by_the_line(client: Client) -> None:
     event = client.event("keep", "change")["id"]
-    wanted = json.dumps({"data": [None, "", ["gprune"], 0.5], "fn_index": event}).encode()
+    wanted = json.dumps({"data": client.chosen("", ["gprune"], 0.5), "fn_index": event}).encode()
     for route in ("gradio_api/run/predict", "gradio_api/api/predict", "gradio_api/process_recording"):
         assert 400 <= client.request(route, wanted)[0] < 500
     assert client.request(f"gradio_api/deep_link?session_hash={client.session}")[0] == 404
@@ -390,7 +443,7 @@ def test_the_other_way_to_wait_opens_no_file_either(client: Client, tmp_path: Pa
 def test_nobody_fills_the_line(page: Any, client: Client) -> None:
     """Neither one session, nor many that do not listen; others are served."""
     event = client.event("keep", "change")["id"]
-    data = [None, "", ["gprune"], 0.5]
+    data = client.chosen("", ["gprune"], 0.5)
     answers = [client.join(event, data)[0] for _ in range(120)]
     assert answers.count(503) >= 100 and set(answers) == {200, 503}
     for _ in range(120):
@@ -403,19 +456,19 @@ def test_events_of_those_who_are_gone_are_not_computed(
     page: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[str] = []
-    monkeypatch.setattr(Studio, "pruners", lambda *_: computed.append("by somebody") or [])
+    monkeypatch.setattr(Studio, "preview", lambda *_: computed.append("by somebody") or [])
     monkeypatch.setattr("gprune.app.line.HEARD_WITHIN", 0.5)
     assert client.give({"path": client.upload(png())})[0]
     event = client.event("keep", "change")["id"]
     for _ in range(5):
-        assert client.join(event, [None, "", ["gprune"], 0.5])[0] == 200
+        assert client.join(event, client.chosen("", ["gprune"], 0.5))[0] == 200
     for _ in range(100):
         if len(page._queue) == 0:
             break
         time.sleep(0.1)
     assert len(page._queue) == 0 and computed == []
     assert client.session not in page._queue.pending_event_ids_session
-    assert client.told(event, [None, "", ["gprune"], 0.5])[0] and computed
+    assert client.told(event, client.chosen("", ["gprune"], 0.5))[0] and computed
 
 
 def test_uploads_are_for_this_account_until_the_end(page: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="driving a browse
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = Path(__file__).parents[2] / "build" / "app"
-METHODS = ("auto", "graphcover", "uniform")
+METHODS = ("auto", "graphcover", "divprune")
 PATIENCE = 60_000  # ms: a busy machine is no failure
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 class User:
     """Someone with a page of their own, who notes every request and every error of it."""
 
-    def __init__(self, browser: Any, url: str, width: int = 1280) -> None:
+    def __init__(self, browser: Any, url: str, width: int = 1280, first: int = 336) -> None:
         self.page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
         self.page.set_default_timeout(PATIENCE)
         playwright.expect.set_options(timeout=PATIENCE)
@@ -61,7 +61,7 @@ class User:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.goto(url)
-        self.kept(336)
+        self.kept(first)
 
     def kept(self, *counts: int) -> None:
         """Wait until the methods keep so many tokens, left to right."""
@@ -98,10 +98,10 @@ class User:
     def choose(self, *methods: str) -> None:
         """Add methods to those chosen."""
         for method in methods:
-            field = self.page.locator("#methods input")
-            field.fill(method)
-            field.press("Enter")
-            playwright.expect(self.page.locator("#methods .token", has_text=method)).to_be_visible()
+            chip = self.page.locator(".chips label").filter(has=self.page.get_by_text(method, exact=True))
+            if not chip.is_visible():
+                self.page.get_by_role("button", name="More methods").click()
+            chip.click()
 
     def ask(self, question: str | None = None) -> list[str]:
         """The answers."""
@@ -205,21 +205,60 @@ def grey(picture: np.ndarray) -> float:
     return float((ground | stripes).mean())
 
 
+TEXTS = """() => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let each = element; each; each = each.parentElement) {
+      const [r, g, b, a = 1] = rgb(getComputedStyle(each).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const shown = [...document.querySelectorAll("h1, h3, p, span, label, button, td, th, li, text")]
+    .filter(each => each.offsetParent && [...each.childNodes].some(n => n.nodeType === 3 && /\\w/.test(n.data)));
+  return shown.map(each => {
+    const behind = ground(each), [r, g, b, a = 1] = rgb(getComputedStyle(each).color);
+    let opacity = a;
+    for (let up = each; up; up = up.parentElement) opacity *= getComputedStyle(up).opacity;
+    const ink = [r, g, b].map((v, i) => v * opacity + behind[i] * (1 - opacity));
+    const [low, high] = [light(ink), light(behind)].sort((x, y) => x - y);
+    const {left, right} = each.getBoundingClientRect();
+    return [each.innerText, (high + 0.05) / (low + 0.05), left >= 0 && right <= innerWidth];
+  });
+}"""
+"""Of every text that is seen: how bright its ink and its ground are in proportion (WCAG 2), and whether it fits."""
+
+
 def test_a_narrow_screen(browser: Any, url: str) -> None:
+    """Nothing is cut off, every text can be read in the light and in the dark, every picture is described."""
     user = User(browser, url, width=390)
     cards = user.ask()
     assert len(cards) == 2 and "\n03\n" in f"{cards[0]}\n"
     user.page.locator("#kept-0-0 img").click()
     playwright.expect(user.page.locator("#patch")).to_contain_text("base view")
-    assert user.page.evaluate("document.documentElement.scrollWidth") <= 390
     user.shot("phone")
+    user.page.get_by_role("tab", name="Fidelity").click()
+    user.page.locator("#measure").click()
+    playwright.expect(user.page.locator("#compared td").last).to_be_visible()
+    for scheme, ground in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(15, 15, 17)")):
+        user.page.emulate_media(color_scheme=scheme)
+        playwright.expect(user.page.locator("body")).to_have_css("background-color", ground)
+        texts = user.page.evaluate(TEXTS)
+        assert len(texts) > 40
+        assert [text for text, contrast, fits in texts if contrast < 4.5 or not fits] == []
+    descriptions = user.page.evaluate("[...document.images].map(image => image.alt)")
+    assert len(descriptions) > 10 and all(descriptions)
+    assert "base view, 8 x 8: 32 of 64" in descriptions
     user.page.context.close()
 
 
 def test_an_example_brings_its_question(user: User) -> None:
     user.page.locator("#examples .thumbnail-item").nth(1).click()
     playwright.expect(user.page.locator("#question textarea")).to_have_value("what shape is blue?")
-    user.choose("graphcover", "uniform")
+    user.choose(*METHODS[1:])
     user.set_number("keep", 0.3)
     user.kept(75, 75, 75)
     cards = user.ask()
@@ -228,6 +267,64 @@ def test_an_example_brings_its_question(user: User) -> None:
     user.page.locator("#kept-0-1 img").click(position={"x": 30, "y": 65})
     playwright.expect(user.page.locator("#patch")).to_contain_text("high-resolution grid, 8 x 20")
     user.shot("example")
+
+
+def test_a_link(browser: Any, url: str) -> None:
+    """It brings all that was chosen, says what it could not, and follows what is changed."""
+    query = "?example=1&method=graphcover&keep=cover:0.9&keep=cover:0.6&method=<b>nothing</b>"
+    user = User(browser, url + query, first=232)
+    playwright.expect(user.page.locator("#status [role=alert]")).to_contain_text("'<b>nothing</b>' is not offered")
+    playwright.expect(user.page.locator("#question textarea")).to_have_value("what shape is blue?")
+    captions = [user.page.locator(f"#caption-{column}") for column in (0, 1)]
+    for caption, share in zip(captions, (90, 60), strict=True):
+        playwright.expect(caption).to_contain_text(f"graphcover, cover {share / 100:g}")
+        found = re.search(r"they cover ([\d.]+)%", caption.inner_text())
+        assert found and share <= float(found[1]) < share + 10
+    user.shot("link")
+
+    user.page.locator("#unit").get_by_text("share of the tokens").click()
+    playwright.expect(captions[1]).to_contain_text("graphcover, keep 0.6")
+    user.set_number("second", 0)
+    playwright.expect(captions[1]).to_be_hidden()
+    address = f"{url}?example=1&method=graphcover&keep=0.9&question=what+shape+is+blue%3F"
+    user.page.wait_for_url(address)
+    assert not user.errors
+    user.page.context.close()
+
+
+REACHED = """() => {
+  const focused = document.activeElement;
+  const ring = element => element && getComputedStyle(element).outlineStyle === "solid"
+    && parseFloat(getComputedStyle(element).outlineWidth) >= 3;
+  focused.dataset.ringed = ring(focused) || ring(focused.closest("label"));
+}"""
+"""Note of what has the focus whether that is seen."""
+
+MISSED = """() => [...document.querySelectorAll("button, input, textarea, [role=button]")]
+  .filter(each => each.offsetParent && !each.closest("[aria-hidden=true]"))
+  .filter(each => !each.disabled && each.dataset.ringed !== "true")
+  .filter(each => each.type !== "file" && !(each.type === "radio" && !each.checked))
+  .map(each => each.outerHTML)"""
+"""Controls that are seen and never had the focus, or not so that it is seen; arrows lead to further radio buttons."""
+
+
+def test_keys_are_enough(user: User) -> None:
+    """Tab leads to every control, each shows that it has the focus, and Enter asks."""
+    user.page.get_by_role("button", name="More methods").click()
+    for _ in range(100):
+        user.page.keyboard.press("Tab")
+        user.page.evaluate(REACHED)
+    assert user.page.evaluate(MISSED) == []
+    user.page.focus("#methods input >> nth=0")
+    user.page.keyboard.press("Space")
+    user.page.focus("#methods input >> nth=1")
+    user.page.keyboard.press("Space")
+    playwright.expect(user.page.locator("#caption-0")).to_contain_text("graphcover, keep 0.5")
+    user.page.focus("#question textarea")
+    user.page.keyboard.press("Enter")
+    cards = user.page.locator("#answers article")
+    playwright.expect(cards.last.locator("table")).to_be_visible()
+    assert cards.count() == 2
 
 
 def test_files_that_are_no_pictures(user: User, tmp_path: Path, astronaut: Path) -> None:

@@ -50,24 +50,24 @@ def test_a_click_hits_the_patch_that_is_seen(size: tuple[int, int]) -> None:
     for sheet, view, kept in zip(
         sheets(plain(size), seen, None, ()), (0, 1), ({0, 5, 6, 11}, {14 - 12, 20 - 12}), strict=True
     ):
-        assert clean(sheet, sheet.kept(seen)) == {view: kept}
+        assert clean(sheet, sheet.kept(seen).picture) == {view: kept}
 
 
 def test_tiles_share_a_picture() -> None:
     seen = report([0, 4, 9, 15], (2, 2), (2, 2), (2, 2), (2, 2))
     [sheet] = sheets(plain((300, 300)), seen, None, [plain((60, 60))] * 4)
-    assert clean(sheet, sheet.kept(seen)) == {0: {0}, 1: {0}, 2: {1}, 3: {3}}
+    assert clean(sheet, sheet.kept(seen).picture) == {0: {0}, 1: {0}, 2: {1}, 3: {3}}
 
 
 def test_what_the_model_does_not_see_is_no_patch() -> None:
     seen = report([0, 1, 2, 3], (2, 2))
     [sheet] = sheets(plain((400, 200)), seen, (100, 0, 300, 200), ())
     [canvas] = [canvas for canvas, _ in sheet.canvases.values()]
-    top = sheet.kept(seen).height - canvas.height
-    assert sheet.locate(canvas.width * 0.25 - 1, top + 5) is None and sheet.locate(2, 2) is None
-    assert sheet.locate(canvas.width * 0.25 + 1, top + 5) == Patch(0, 0, 0, 0)
-    assert sheet.locate(canvas.width * 0.75 - 1, top + canvas.height - 1) == Patch(0, 1, 1, 3)
-    assert sheet.locate(canvas.width * 0.75 + 1, top + 5) is None and sheet.locate(1e9, -1e9) is None
+    assert sheet.kept(seen).picture.size == canvas.size  # no strip of words above it
+    assert sheet.locate(canvas.width * 0.25 - 1, 5) is None and sheet.locate(2, 2) is None
+    assert sheet.locate(canvas.width * 0.25 + 1, 5) == Patch(0, 0, 0, 0)
+    assert sheet.locate(canvas.width * 0.75 - 1, canvas.height - 1) == Patch(0, 1, 1, 3)
+    assert sheet.locate(canvas.width * 0.75 + 1, 5) is None and sheet.locate(1e9, -1e9) is None
 
 
 def test_names() -> None:
@@ -77,12 +77,32 @@ def test_names() -> None:
     assert one.name(0) == "view 1, 1 x 2"
 
 
+def test_captions_say_what_is_kept() -> None:
+    seen = report([0, 4, 9, 10, 11], (2, 2), (2, 2), (2, 2))
+    [sheet] = sheets(plain((300, 300)), seen, None, [plain((60, 60))] * 3)
+    assert sheet.kept(seen).caption == "3 views, row by row: 1 of 4, 1 of 4, 3 of 4"
+    base, grid = sheets(plain((40, 40)), report([0, 3], (1, 2), (2, 3)), None, ())
+    assert base.kept(report([0, 3], (1, 2), (2, 3))).caption == "base view, 1 x 2: 1 of 2"
+    assert grid.heat(report([], (1, 2), (2, 3))).caption == "high-resolution grid, 2 x 3"
+
+
+def test_merged_patches_look_other_than_dropped_ones() -> None:
+    """Blue, not grey; what is kept looks the same."""
+    seen = report([1], (1, 2))
+    [sheet] = sheets(plain((80, 40)), seen, None, ())
+    dropped, merged = (np.asarray(sheet.kept(seen, flag).picture).astype(int) for flag in (False, True))
+    half = dropped.shape[1] // 2
+    assert (dropped[:, half:] == merged[:, half:]).all()
+    blueness = [(drawn[:, :half, 2] - drawn[:, :half, 0]).min() for drawn in (merged, dropped)]
+    assert blueness[0] > 0 > blueness[1]
+
+
 def test_neighbours_and_frames() -> None:
     seen = report([], (2, 5))
     [sheet] = sheets(plain((500, 200)), seen, None, ())
     near = np.zeros(10, dtype=bool)
     near[[2, 3, 9]] = True
-    pixels = np.asarray(sheet.around(Patch(0, 0, 2, 2), near, [9])).astype(int)
+    pixels = np.asarray(sheet.around(Patch(0, 0, 2, 2), near, [9]).picture).astype(int)
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 5
     middle = pixels[height // 2 :: height, width // 2 :: width]
     assert ((middle == COLOR).all(-1).ravel() == near).all()
@@ -93,7 +113,7 @@ def test_neighbours_and_frames() -> None:
 def test_heat_is_brightest_where_the_score_is_highest() -> None:
     seen = report([], (1, 8))
     [sheet] = sheets(plain((480, 60)), seen, None, ())
-    heat = np.asarray(sheet.heat(seen)).astype(int).sum(-1)[-5]
+    heat = np.asarray(sheet.heat(seen).picture).astype(int).sum(-1)[-5]
     assert (np.diff(heat[30::60]) > 0).all()
 
 

@@ -15,10 +15,12 @@ from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from gprune import GPrune, Method, kept_count, verify
+from gprune import FastV, GPrune, GraphCover, Keep, Method, cover, kept_count, verify
+from gprune.app.choice import MAX_METHODS, MAX_QUESTION, Choice
 from gprune.app.examples import examples
-from gprune.app.studio import KEEPS, MAX_METHODS, MAX_NEW_TOKENS, MAX_QUESTION, Answer, Studio, Subject
-from gprune.cost import Cost, cost, measure
+from gprune.app.studio import KEEPS, MAX_NEW_TOKENS, Answer, Studio, Subject
+from gprune.cost import Cost, measure
+from gprune.cost import cost as cost_of
 from gprune.graph import cosine_graph
 from gprune.prompt import build_inputs
 from gprune.scenes.model import build_config, build_processor
@@ -26,6 +28,7 @@ from gprune.scenes.vocabulary import CATEGORIES
 from gprune.spec import parse_pruner
 
 QUESTION = "what text is written?"
+MERGING = ("tome", "visionzip", "prumerge", "bat", "apet", "sparsevlm", "pumer")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,12 @@ def inputs_of(studio: Studio, subject: Subject, question: str = QUESTION) -> Any
     return build_inputs(studio.model, studio.processor, [([subject.picture], question)])
 
 
+def chosen(methods: list[str], *keeps: Keep, question: str = QUESTION) -> Choice:
+    return Choice(question, tuple(methods), keeps)
+
+
 def last(studio: Studio, subject: Subject, methods: list[str], keep: float, question: str = QUESTION) -> list[Answer]:
-    return list(studio.ask(subject, question, methods, keep))[-1]
+    return list(studio.ask(subject, chosen(methods, keep, question=question)))[-1]
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
@@ -75,11 +82,13 @@ def test_a_preview_is_what_a_call_keeps(studio: Studio, subject: Subject) -> Non
         report = run.images[0]
         if pruner.acts == "in the LLM":
             last(studio, subject, [method], 0.5)
-        [panel] = studio.preview(subject, QUESTION, [method], 0.5)
+        [panel] = studio.preview(subject, chosen([method], 0.5))
         assert panel.note.startswith(f"{report.n_after} of {report.n_before} tokens kept"), method
         sheets = subject.sheets
         assert len(panel.pictures) == len(sheets) == 2
-        assert all(same(a, sheet.kept(report)) for a, sheet in zip(panel.pictures, sheets, strict=True)), method
+        merged = method.split(":")[0] in MERGING
+        drawn = [sheet.kept(report, merged) for sheet in sheets]
+        assert all(same(a.picture, b.picture) for a, b in zip(panel.pictures, drawn, strict=True)), method
 
 
 def test_a_preview_runs_no_llm_and_encodes_once(
@@ -91,28 +100,30 @@ def test_a_preview_runs_no_llm_and_encodes_once(
     encode = room.visual_tokens
     monkeypatch.setattr(room, "visual_tokens", lambda pruner, *a: calls.append(pruner.name) or encode(pruner, *a))
     for keep in (0.05, 0.3, 0.7, 1.0):
-        panels = studio.preview(subject, QUESTION, ["gprune", "random", "divprune"], keep)
+        panels = studio.preview(subject, chosen(["gprune", "random", "divprune"], keep))
         counts = sum(kept_count([64, 256], keep)) + 16
         assert all(panel.note.startswith(f"{counts} of 336") for panel in panels)
     studio.heat(subject, QUESTION, 3)
-    studio.preview(subject, "is there a star?", ["gprune"], 0.3)
+    studio.preview(subject, chosen(["gprune"], 0.3, question="is there a star?"))
     assert calls == ["gprune"]
-    studio.preview(subject, QUESTION, ["cdpruner"], 0.3)
-    studio.preview(subject, QUESTION, ["cdpruner"], 0.4)
-    studio.preview(subject, "is there a star?", ["cdpruner"], 0.4)
+    studio.preview(subject, chosen(["cdpruner"], 0.3))
+    studio.preview(subject, chosen(["cdpruner"], 0.4))
+    studio.preview(subject, chosen(["cdpruner"], 0.4, question="is there a star?"))
     assert calls == ["gprune", "cdpruner", "cdpruner"]
 
 
 def test_a_question_that_counts(studio: Studio, subject: Subject) -> None:
     def shown(question: str) -> list[Image.Image]:
-        return studio.preview(subject, question, ["cdpruner"], 0.1)[0].pictures
+        return [
+            each.picture for each in studio.preview(subject, chosen(["cdpruner"], 0.1, question=question))[0].pictures
+        ]
 
     first, other, again = (shown(text) for text in ("is there a star?", "what color is the text?", "is there a star?"))
     assert not all(map(same, first, other)) and all(map(same, first, again))
 
 
 def test_methods_inside_the_llm_wait_for_an_answer(studio: Studio, subject: Subject, still: None) -> None:
-    [panel] = studio.preview(subject, QUESTION, ["fastv"], 0.5)
+    [panel] = studio.preview(subject, chosen(["fastv"], 0.5))
     assert not panel.pictures and "ask" in panel.note
 
 
@@ -159,11 +170,11 @@ def expected_cost(studio: Studio, subject: Subject, inputs: Any, method: str) ->
     if method in ("tome", "fastv"):
         return measure(studio.model, inputs, pruner)
     text = int((inputs["input_ids"] != studio.model.config.image_token_id).sum())
-    return cost(studio.model.config, [subject.picture.size[::-1]], text, pruner)
+    return cost_of(studio.model.config, [subject.picture.size[::-1]], text, pruner)
 
 
 def test_answers_come_word_by_word(studio: Studio, subject: Subject) -> None:
-    steps = list(studio.ask(subject, "describe the picture.", ["gprune"], 0.5))
+    steps = list(studio.ask(subject, chosen(["gprune"], 0.5, question="describe the picture.")))
     for i in (0, 1):
         texts = [step[i].text for step in steps]
         assert len(set(texts)) > 5
@@ -184,35 +195,58 @@ def test_fidelity_says_whether_the_answers_are_the_same(studio: Studio, subject:
 @pytest.mark.parametrize("question", ["", "  \n", "x" * (MAX_QUESTION + 1)])
 def test_no_question(studio: Studio, subject: Subject, question: str) -> None:
     with pytest.raises(ValueError, match="the question has"):
-        next(studio.ask(subject, question, ["gprune"], 0.5))
+        next(studio.ask(subject, chosen(["gprune"], 0.5, question=question)))
     with pytest.raises(ValueError, match="the question has"):
         studio.fidelity(subject, question, ["gprune"])
 
 
 @pytest.mark.parametrize(
-    ("methods", "keep", "match"),
+    ("methods", "keeps", "match"),
     [
-        ([], 0.5, "0 methods"),
-        (["gprune"] * (MAX_METHODS + 1), 0.5, "4 methods"),
-        (["foreground:mask=/etc/passwd"], 0.5, "not offered"),
-        (["gprune:iterations=999999999"], 0.5, "not offered"),
-        (["gprune"], 0.0, "not a ratio"),
-        (["gprune"], 2, "not a ratio"),
+        ([], [0.5], "0 methods"),
+        (["gprune"] * (MAX_METHODS + 1), [0.5], "4 methods"),
+        (["gprune", "auto"], [0.5, 0.3], "2 methods with 2 budgets"),
+        (["foreground:mask=/etc/passwd"], [0.5], "not offered"),
+        (["gprune:iterations=999999999"], [0.5], "not offered"),
     ],
 )
 def test_choices_that_are_not_offered(
-    studio: Studio, subject: Subject, methods: list[str], keep: float, match: str
+    studio: Studio, subject: Subject, methods: list[str], keeps: list[float], match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
-        studio.preview(subject, QUESTION, methods, keep)
+        studio.preview(subject, chosen(methods, *keeps))
     with pytest.raises(ValueError, match=match):
-        list(studio.ask(subject, QUESTION, methods, keep))
+        list(studio.ask(subject, chosen(methods, *keeps)))
 
 
-def test_keep_from_a_slider_is_a_ratio(studio: Studio, subject: Subject) -> None:
-    """JSON has one kind of number: 1 is everything, not one token."""
-    [panel] = studio.preview(subject, QUESTION, ["gprune"], 1)
-    assert panel.note.startswith("336 of 336")
+@pytest.mark.parametrize(
+    ("keep", "match"), [(0.0, "not a ratio"), (2.0, "not a ratio"), (cover(0.9), "VisionZip has none")]
+)
+def test_a_budget_that_a_method_cannot_take(studio: Studio, subject: Subject, keep: Keep, match: str) -> None:
+    """Its column says why, and so does its answer."""
+    [panel] = studio.preview(subject, chosen(["visionzip"], keep))
+    assert panel.failed and match in panel.note and not panel.pictures
+    *_, (_, answer) = studio.ask(subject, chosen(["visionzip"], keep))
+    assert answer.error is not None and match in answer.error
+
+
+def test_two_budgets_of_one_method(studio: Studio, subject: Subject) -> None:
+    """Each as if it were alone, also inside the LLM."""
+    for method, keeps in (("graphcover", (0.3, 0.1)), ("graphcover", (cover(0.95), cover(0.8))), ("fastv", (0.6, 0.5))):
+        *_, (_, *answers) = studio.ask(subject, chosen([method], *keeps))
+        panels = studio.preview(subject, chosen([method], *keeps))
+        assert [(each.method, each.keep) for each in panels] == [(each.method, each.keep) for each in answers]
+        assert len({panel.note for panel in panels}) == 2
+        for keep, panel, answer in zip(keeps, panels, answers, strict=True):
+            with GraphCover(keep)(studio.model) if method == "graphcover" else FastV(keep)(studio.model) as run:
+                output = studio.model.generate(**inputs_of(studio, subject), max_new_tokens=MAX_NEW_TOKENS)
+            assert panel.note.startswith(run.images[0].summary)
+            covered = run.images[0].coverage
+            assert covered is None or f"they cover {covered:.1%}" in panel.note
+            [text] = studio.processor.batch_decode(
+                output[:, inputs_of(studio, subject)["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            assert answer.text == text.strip()
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
@@ -230,7 +264,7 @@ def test_a_patch_in_the_graph(studio: Studio, subject: Subject, iterations: int)
         order = scores.sort(descending=True, stable=True).indices.tolist()
         graph = cosine_graph(features[view.rows][None])
         unit = torch.nn.functional.normalize(features[view.rows].float(), dim=-1)
-        sheet = studio.heat(subject, QUESTION, iterations)[number]
+        sheet = studio.heat(subject, QUESTION, iterations)[number].picture
         for x, y in ((3, 35), (sheet.width // 2, sheet.height // 2), (sheet.width - 1, sheet.height - 1)):
             found = studio.look(subject, QUESTION, iterations, number, (x, y))
             assert found is not None and found.patch.view == number
@@ -246,12 +280,12 @@ def test_a_patch_in_the_graph(studio: Studio, subject: Subject, iterations: int)
 
 
 def test_a_click_beside_the_patches(studio: Studio, subject: Subject) -> None:
-    assert studio.look(subject, QUESTION, 5, 0, (0, 0)) is None
+    assert studio.look(subject, QUESTION, 5, 0, (0, -1)) is None
 
 
 def test_heat_follows_the_iterations(studio: Studio, subject: Subject, still: None) -> None:
     heats = [studio.heat(subject, QUESTION, steps) for steps in range(11)]
-    assert all(len(heat) == 2 for heat in heats) and not same(heats[0][1], heats[5][1])
+    assert all(len(heat) == 2 for heat in heats) and not same(heats[0][1].picture, heats[5][1].picture)
 
 
 def test_pictures_of_users_do_not_mix(studio: Studio) -> None:
@@ -262,8 +296,8 @@ def test_pictures_of_users_do_not_mix(studio: Studio) -> None:
     def look(name: str, into: dict[str, Any]) -> None:
         own = Subject(photo(name), name)
         answers = last(studio, own, ["gprune", "divprune"], 0.3)
-        panels = studio.preview(own, QUESTION, ["gprune", "divprune"], 0.3)
-        into[name] = [answer.text for answer in answers], [np.asarray(p.pictures[1]).tobytes() for p in panels]
+        panels = studio.preview(own, chosen(["gprune", "divprune"], 0.3))
+        into[name] = [answer.text for answer in answers], [np.asarray(p.pictures[1].picture).tobytes() for p in panels]
 
     for name in names:
         look(name, alone)
@@ -276,7 +310,7 @@ def test_pictures_of_users_do_not_mix(studio: Studio) -> None:
 
 
 def test_a_user_who_leaves_holds_nobody_up(studio: Studio, subject: Subject) -> None:
-    answers = studio.ask(subject, "describe the picture.", ["gprune"], 0.5)
+    answers = studio.ask(subject, chosen(["gprune"], 0.5, question="describe the picture."))
     next(answers)
     assert last(studio, Subject(photo("chelsea"), "b"), ["gprune"], 0.5)[1].error is None
 
@@ -324,10 +358,9 @@ def test_a_model_that_sees_one_view_of_the_middle(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr("gprune.app.studio.load", lambda name: (model, processor))
     studio, subject = Studio("other"), Subject(Image.new("RGB", (480, 240), "red"), "a.png")
-    [panel] = studio.preview(subject, QUESTION, ["gprune"], 0.25)
+    [panel] = studio.preview(subject, chosen(["gprune"], 0.25))
     assert panel.note.startswith("16 of 64") and len(panel.pictures) == 1
-    top = panel.pictures[0].height - 240
     for x, seen in ((119, False), (121, True), (359, True), (361, False)):
-        found = studio.look(subject, QUESTION, 5, 0, (x, top + 120))
+        found = studio.look(subject, QUESTION, 5, 0, (x, 120))
         assert (found is not None) == seen
     assert [answer.error for answer in last(studio, subject, ["gprune", "fastv"], 0.5)] == [None] * 3

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import BadValue
-from ..images import MAX_PIXELS, open_image, shrunk
+from ..images import MAX_PIXELS
 from ..pruners import Auto
-from . import markup, snippet
-from .curves import ACCURACY, AXES, categories, curve
+from . import markup
+from .choice import LEAST, MAX_METHODS
+from .curves import ACCURACY, AXES, categories
 from .examples import examples
 from .host import GRADIO
 from .panels import MAX_SHEETS
-from .studio import MAX_METHODS, MAX_NEW_TOKENS, Studio, Subject
+from .studio import Studio, Subject
 
 try:
     import gradio as gr
-    from pandas import DataFrame  # a dependency of Gradio
-    from starlette.middleware import Middleware  # and this
+    from starlette.middleware import Middleware  # a dependency of Gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 except ImportError as error:
     raise ImportError("the web page needs gradio, which is not installed; pip install 'gprune[app]'") from error
 
 with GRADIO.checked():
     from .guard import LOOPBACK, Closed, Guarded, trusted_names
+    from .handlers import Handlers
     from .line import WaitingLine
 
 MAX_FILE_SIZE = "20mb"
@@ -35,121 +33,6 @@ SESSIONS = 100
 """Users whose pictures are remembered at once; the one who came first is forgotten first."""
 HOUR = 3600
 """Seconds after which the files of uploads and pictures are deleted."""
-WRONG = (ValueError, TypeError, RuntimeError, OSError)
-"""What the library raises for input that it cannot use."""
-
-
-class Handlers:
-    """What happens on the page; all that a user has is in the `Subject` of the session."""
-
-    def __init__(self, studio: Studio, max_pixels: int) -> None:
-        self.studio = studio
-        self.max_pixels = max_pixels
-
-    def upload(self, file: dict[str, Any] | None) -> tuple[Subject | None, Any, str]:
-        """A new picture, or why it is none; the old one is gone either way."""
-        if file is None:
-            return None, None, markup.message("Drop a picture, paste one, or pick an example.")
-        path = file["path"]
-        try:
-            return Subject(shrunk(open_image(path, self.max_pixels)), Path(path).name), gr.skip(), ""
-        except WRONG as error:
-            # Where the server keeps the file is nobody's business.
-            return None, None, markup.error(str(error).replace(path, Path(path).name))
-
-    def example(self, number: int) -> tuple[Subject, Any, str, str]:
-        """One of the examples and its question.
-
-        Raises:
-            BadValue: there is none of this number.
-        """
-        count = len(examples())
-        if number not in range(count):
-            raise BadValue(f"example {number!r} is not shown; accepted are 0 to {count - 1}; choose another")
-        chosen = examples()[number]
-        return Subject(chosen.picture, chosen.name, chosen.origin), chosen.picture, "", chosen.question
-
-    def pick(self, event: gr.SelectData) -> tuple[Subject, Any, str, str]:
-        """The example that was clicked."""
-        return self.example(event.index)
-
-    def preview(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> list[Any]:
-        """Per method: whether its column is there, its caption, its pictures."""
-        updates: list[Any] = []
-        if subject is not None:
-            try:
-                for panel in self.studio.preview(subject, question, methods, keep):
-                    updates += [gr.Column(visible=True), markup.caption(panel), *_filled(panel.pictures)]
-            except WRONG as error:
-                updates = [gr.Column(visible=True), markup.error(error), *_filled([])]
-        empty = [gr.Column(visible=False), "", *_filled([])]
-        return updates + empty * (MAX_METHODS - len(updates) // len(empty))
-
-    def code(
-        self, subject: Subject | None, question: str, methods: list[str], keep: float, iterations: int
-    ) -> tuple[str, str]:
-        """The program and the commands."""
-        try:
-            if subject is None or not self.studio.pruners(methods, keep):
-                return "", ""
-        except WRONG:
-            return "", ""
-        given = self.studio.name, subject.name, question, methods, float(keep)
-        program = snippet.python(*given, MAX_NEW_TOKENS)
-        return program, snippet.commands(*given, int(iterations), MAX_NEW_TOKENS, subject.origin)
-
-    def heat(self, subject: Subject | None, question: str, iterations: int) -> list[Any]:
-        """The heatmaps; what was said of a patch is no longer true."""
-        forgotten = gr.Image(None, visible=False)
-        if subject is None:
-            return [*_filled([]), forgotten, ""]
-        try:
-            heats = self.studio.heat(subject, question, int(iterations))
-        except WRONG as error:
-            return [*_filled([]), forgotten, markup.error(error)]
-        return [*_filled(heats), forgotten, markup.message("Click a patch, here or above.")]
-
-    def look(
-        self, number: int, subject: Subject | None, question: str, iterations: int, place: Sequence[float]
-    ) -> tuple[Any, Any]:
-        """The neighbours of the patch that was clicked at a place in a picture of this number."""
-        if subject is None:
-            return gr.skip(), gr.skip()
-        try:
-            x, y = map(float, place)
-            found = self.studio.look(subject, question, int(iterations), number, (x, y))
-        except WRONG as error:
-            return gr.skip(), markup.error(error)
-        if found is None:
-            return gr.skip(), gr.skip()
-        return gr.Image(found.picture, visible=True), markup.patch(found)
-
-    def ask(self, subject: Subject | None, question: str, methods: list[str], keep: float) -> Iterator[str]:
-        """The answers, as they come."""
-        if subject is None:
-            yield markup.error("There is no picture; drop one, or pick an example.")
-            return
-        try:
-            for answers in self.studio.ask(subject, question, methods, keep):
-                yield markup.answers(answers, float(keep))
-        except WRONG as error:
-            yield markup.error(error)
-
-    def fidelity(self, subject: Subject | None, question: str, methods: list[str]) -> str:
-        """How far the answer stays as it is under each method."""
-        if subject is None:
-            return markup.error("There is no picture; drop one, or pick an example.")
-        try:
-            return markup.comparison(self.studio.fidelity(subject, question, methods))
-        except WRONG as error:
-            return markup.error(error)
-
-    def curves(self, methods: list[str], category: str) -> list[Any]:
-        """The measured curves, or why there are none."""
-        try:
-            return [*(DataFrame(curve(methods, category, across)) for across in AXES), ""]
-        except WRONG as error:
-            return [*[None] * len(AXES), markup.error(error)]
 
 
 def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
@@ -165,13 +48,14 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     format="png",
                     sources=["upload", "clipboard"],
                     label="Picture",
-                    height=260,
+                    alt_text="The picture that is asked about",
+                    height=220,
                     buttons=["fullscreen"],
                     elem_id="picture",
                 )
                 status = gr.HTML(elem_id="status", padding=False)
                 gallery = gr.Gallery(
-                    [each.picture for each in examples()],
+                    [(each.picture, f"Example: {each.name}, {each.question}") for each in examples()],
                     format="png",
                     show_label=False,
                     columns=5,
@@ -183,17 +67,26 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     elem_id="examples",
                 )
                 question = gr.Textbox(label="Question", max_lines=3, elem_id="question")
-                methods = gr.Dropdown(
-                    studio.methods,
-                    value=[Auto.name],
-                    label=f"Methods, up to {MAX_METHODS}",
-                    multiselect=True,
-                    max_choices=MAX_METHODS,
-                    elem_id="methods",
+                [(few, names), *others] = do.groups.items()
+                few = f"{few}, up to {MAX_METHODS} columns"
+                groups = [
+                    gr.CheckboxGroup(names, value=[Auto.name], label=few, elem_id="methods", elem_classes="chips")
+                ]
+                with gr.Accordion("More methods", open=False, elem_id="more") as more:
+                    groups += [gr.CheckboxGroup(names, label=title, elem_classes="chips") for title, names in others]
+                unit = gr.Radio(
+                    [("share of the tokens", "share"), ("cover of the picture", "cover")],
+                    value="share",
+                    label="Budget",
+                    info="A cover of 0.9: as few tokens as stand for 90 % of the picture.",
+                    elem_id="unit",
+                    elem_classes="chips",
                 )
-                keep = gr.Slider(0.05, 1, 0.5, step=0.01, label="Keep, share of the tokens", elem_id="keep")
+                keep = gr.Slider(LEAST, 1, 0.5, step=0.01, label="Keep", elem_id="keep")
+                second = gr.Slider(0, 1, 0, step=0.01, label="Beside it, another budget (0: none)", elem_id="second")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
-            with gr.Column(scale=5, min_width=300):
+            with gr.Column(scale=5, min_width=300, elem_id="results"):
+                gr.HTML(markup.legend(), elem_id="legend", padding=False)
                 columns: list[Any] = []
                 with gr.Row(elem_id="kept"):
                     for i in range(MAX_METHODS):
@@ -206,10 +99,11 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             with gr.Tab("Graph"):
                 iterations = gr.Slider(0, 10, 5, step=1, label="Iterations of G-Prune", elem_id="iterations")
                 with gr.Row():
-                    with gr.Column(scale=3, min_width=300), gr.Row():
-                        heat = [_shown(f"heat-{number}") for number in range(MAX_SHEETS)]
                     with gr.Column(scale=2, min_width=300):
+                        with gr.Row():
+                            heat = [_shown(f"heat-{number}") for number in range(MAX_SHEETS)]
                         about = gr.HTML(elem_id="patch", padding=False)
+                    with gr.Column(scale=1, min_width=300):
                         around = _shown("around", visible=False)
             with gr.Tab("Fidelity"):
                 measure = gr.Button("Measure how far the answer stays as it is", elem_id="measure")
@@ -232,13 +126,21 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
                     ]
                 curves.append(gr.HTML(elem_id="uncurved", padding=False))
             with gr.Tab("Code"):
-                program = gr.Code(language="python", label="Python", elem_id="python")
-                commands = gr.Code(language="shell", label="Command line", elem_id="commands")
+                program = gr.Code(language="python", label="Python", wrap_lines=True, elem_id="python")
+                commands = gr.Code(language="shell", label="Command line", wrap_lines=True, elem_id="commands")
+                link = gr.Textbox(
+                    label="Link to this page",
+                    info="What stands after the page's address, in which it is too. An upload is not part of it.",
+                    interactive=False,
+                    buttons=["copy"],
+                    elem_id="link",
+                )
 
-        chosen = [subject, question, methods, keep]
+        controls = [question, unit, keep, second, *groups]
+        chosen = [subject, *controls]
         previews: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] = (do.preview, chosen, columns)
         heats = (do.heat, [subject, question, iterations], [*heat, around, about])
-        codes = (do.code, [*chosen, iterations], [program, commands])
+        codes = (do.code, [subject, iterations, *controls], [program, commands, link])
 
         # Gradio reads the annotation to know that the place of the click is wanted.
         def look_first(subject: Subject | None, question: str, iterations: int, event: gr.SelectData) -> Any:
@@ -260,16 +162,19 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             picture.upload(do.upload, picture, [subject, picture, status], **one),
             picture.clear(lambda: do.upload(None), None, [subject, picture, status], **live),
             gallery.select(do.pick, None, [subject, picture, status, question], **live),
-            page.load(partial(do.example, 0), None, [subject, picture, status, question], **live),
+            page.load(do.begin, link, [subject, picture, status, more, *controls], js="() => location.search", **live),
         ]
         for event in opened:
             event.then(lambda: ("", ""), None, [answers, compared], **live)
             event.then(*previews, **live)
             event.then(*heats, **live)
             event.then(*codes, **live)
-        gr.on([methods.change, keep.change, question.blur], *previews, **live)
-        gr.on([methods.change, keep.change, question.change, iterations.change], *codes, **live)
-        gr.on([page.load, methods.change, category.change], do.curves, [methods, category], curves, **live)
+        ticked = [group.change for group in groups]
+        budgets = [unit.change, keep.change, second.change]
+        gr.on([*ticked, *budgets, question.blur], *previews, **live)
+        gr.on([*ticked, *budgets, question.change, iterations.change], *codes, **live)
+        gr.on([page.load, *ticked, category.change], do.curves, [category, *groups], curves, **live)
+        link.change(None, link, None, js="address => { history.replaceState(history.state, '', address) }")
         iterations.change(*heats, **live)
         looked = [subject, question, iterations]
         clicked = [look_first, look_second]
@@ -279,8 +184,7 @@ def build(studio: Studio, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
             [ask.click, question.submit], do.ask, chosen, answers, show_progress="minimal", api_visibility="private"
         )
         asked.then(*previews, **live)
-        measured = [subject, question, methods]
-        measure.click(do.fidelity, measured, compared, show_progress="minimal", api_visibility="private")
+        measure.click(do.fidelity, chosen, compared, show_progress="minimal", api_visibility="private")
     return page
 
 
@@ -352,21 +256,13 @@ def serve(
     return page, url
 
 
-def _filled(pictures: Sequence[Any]) -> list[gr.Image]:
-    """What `MAX_SHEETS` images become."""
-    return [gr.Image(picture, visible=True) for picture in pictures] + [gr.Image(None, visible=False)] * (
-        MAX_SHEETS - len(pictures)
-    )
-
-
 def _shown(name: str, visible: bool = True) -> gr.Image:
     return gr.Image(
         format="jpeg",  # written much faster than PNG, and every move of a slider writes up to six
-        show_label=False,
         interactive=False,
         buttons=["fullscreen"],
         visible=visible,
-        min_width=230,
+        min_width=150,  # two of them side by side on a phone
         elem_id=name,
         elem_classes="panel",
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..attach import ImageReport
 from ..draw import Box, checked_grids, faded, heated, on_canvas
@@ -15,9 +15,8 @@ from ..draw import Box, checked_grids, faded, heated, on_canvas
 MAX_SHEETS = 2
 """Pictures for one image."""
 
-_GAP = 10
-_CAPTION = 28
-_INK = (60, 60, 60)
+_GAP = 8
+_BETWEEN = (128, 128, 128)  # which is seen on a light page and on a dark one
 _CLICKED, _NEAR = (230, 0, 60), (255, 150, 0)
 _TWO_VIEWS = ("base view", "high-resolution grid")
 
@@ -30,6 +29,14 @@ class Patch:
     row: int
     column: int
     index: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, and what it shows in words, which stand beside it: nothing is written into its pixels."""
+
+    picture: Image.Image
+    caption: str
 
 
 class Sheet:
@@ -63,9 +70,9 @@ class Sheet:
         self.canvases = {i: on_canvas(parts[i][0], parts[i][1] or (0, 0, *parts[i][0].size)) for i in self.grids}
         self._named = len(report.views) == len(_TWO_VIEWS) and not tiles
         sizes = [canvas.size for canvas, _ in self.canvases.values()]
-        width, height = max(x for x, _ in sizes) + _GAP, max(y for _, y in sizes) + _GAP + _CAPTION
+        width, height = max(x for x, _ in sizes) + _GAP, max(y for _, y in sizes) + _GAP
         across = math.isqrt(len(sizes) - 1) + 1
-        self._places = {i: (n % across * width, n // across * height + _CAPTION) for n, i in enumerate(self.grids)}
+        self._places = {i: (n % across * width, n // across * height) for n, i in enumerate(self.grids)}
         self._size = (across * width - _GAP, -(-len(sizes) // across) * height - _GAP)
 
     def name(self, view: int) -> str:
@@ -74,30 +81,27 @@ class Sheet:
         name = _TWO_VIEWS[view] if self._named else f"view {view + 1}"
         return f"{name}, {rows} x {columns}"
 
-    def kept(self, report: ImageReport) -> Image.Image:
-        """The image with dropped patches greyed out."""
+    def kept(self, report: ImageReport, merged: bool = False) -> Drawing:
+        """The image with all that was not kept striped, as dropped or as `merged` into what was; see `faded`."""
+        masks = {
+            i: np.isin(report.views[i].rows.numpy(), report.kept.numpy()).reshape(grid)
+            for i, grid in self.grids.items()
+        }
+        counts = ", ".join(f"{mask.sum()} of {mask.size}" for mask in masks.values())
+        drawn = {i: faded(canvas, masks[i], area, merged) for i, (canvas, area) in self.canvases.items()}
+        return Drawing(self._laid_out(drawn), f"{self._title}: {counts}")
 
-        def view(i: int) -> tuple[str, Image.Image]:
-            mask = np.isin(report.views[i].rows.numpy(), report.kept.numpy()).reshape(self.grids[i])
-            canvas, area = self.canvases[i]
-            return f"{self.name(i)}: {mask.sum()} of {mask.size}", faded(canvas, mask, area)
-
-        return self._laid_out(view)
-
-    def heat(self, report: ImageReport) -> Image.Image:
+    def heat(self, report: ImageReport) -> Drawing:
         """The image in grey under the scores of a report that has them, bright where high."""
+        assert report.scores is not None
+        drawn = {
+            i: heated(canvas, report.scores[report.views[i].rows].reshape(self.grids[i]).numpy(), area)
+            for i, (canvas, area) in self.canvases.items()
+        }
+        return Drawing(self._laid_out(drawn), self._title)
 
-        def view(i: int) -> tuple[str, Image.Image]:
-            assert report.scores is not None
-            canvas, area = self.canvases[i]
-            return self.name(i), heated(
-                canvas, report.scores[report.views[i].rows].reshape(self.grids[i]).numpy(), area
-            )
-
-        return self._laid_out(view)
-
-    def around(self, patch: Patch, neighbours: np.ndarray, nearest: Sequence[int]) -> Image.Image:
-        """The view of a patch with all but its neighbours, bool [n], greyed out; itself and the nearest are framed."""
+    def around(self, patch: Patch, neighbours: np.ndarray, nearest: Sequence[int]) -> Drawing:
+        """The view of a patch with all but its neighbours, bool [n], striped; itself and the nearest are framed."""
         canvas, area = self.canvases[patch.view]
         grid = self.grids[patch.view]
         drawn = faded(canvas, neighbours.reshape(grid), area)
@@ -106,7 +110,7 @@ class Sheet:
             left, top, right, bottom = _cell_of(divmod(index, grid[1]), grid, area)
             color = _CLICKED if index == patch.index else _NEAR
             pen.rectangle((left, top, right - 1, bottom - 1), outline=color, width=3 if index == patch.index else 2)
-        return drawn
+        return Drawing(drawn, "In colour its neighbours; red: the patch, orange: the nearest")
 
     def patch(self, view: int, index: int) -> Patch:
         """The patch of a view with this index."""
@@ -123,13 +127,16 @@ class Sheet:
                 return self.patch(view, int(down * rows) * columns + int(across * columns))
         return None
 
-    def _laid_out(self, view: Callable[[int], tuple[str, Image.Image]]) -> Image.Image:
-        sheet = Image.new("RGB", self._size, "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
-        for i, (left, top) in self._places.items():
-            caption, drawn = view(i)
-            sheet.paste(drawn, (left, top))
-            pen.text((left, top - _CAPTION / 2), caption, fill=_INK, font=font, anchor="lm")
+    @property
+    def _title(self) -> str:
+        """Which views these are, row by row."""
+        first, *others = self.grids
+        return f"{len(self.grids)} views, row by row" if others else self.name(first)
+
+    def _laid_out(self, drawn: dict[int, Image.Image]) -> Image.Image:
+        sheet = Image.new("RGB", self._size, _BETWEEN)
+        for i, place in self._places.items():
+            sheet.paste(drawn[i], place)
         return sheet
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from ..models import EMBEDDED
 from ..spec import parse_pruner
+from .choice import Choice
 
 
-def python(model: str, picture: str, question: str, methods: Sequence[str], keep: float, max_new_tokens: int) -> str:
+def python(model: str, picture: str, choice: Choice, max_new_tokens: int) -> str:
     """A program that prints the answers of the methods."""
-    pruners = [parse_pruner(method, keep) for method in methods]
-    classes = sorted({type(pruner).__name__ for pruner in pruners})
+    pruners = [parse_pruner(method, keep) for method, keep in choice.columns]
+    names = sorted({type(pruner).__name__ for pruner in pruners})
+    names += ["cover"] if choice.unit == "cover" else []
     return f"""\
-from gprune import {", ".join(classes)}
+from gprune import {", ".join(names)}
 from gprune.images import open_image
 from gprune.models import load
 from gprune.prompt import build_inputs
 
 model, processor = load({model!r})
-inputs = build_inputs(model, processor, [([open_image({picture!r})], {question!r})])
+inputs = build_inputs(model, processor, [([open_image({picture!r})], {choice.question!r})])
 for pruner in [{", ".join(map(constructor, pruners))}]:
     with pruner(model) as run:
         output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
@@ -34,11 +35,10 @@ for pruner in [{", ".join(map(constructor, pruners))}]:
 def commands(
     model: str,
     picture: str,
-    question: str,
-    methods: Sequence[str],
-    keep: float,
+    choice: Choice,
     iterations: int,
     max_new_tokens: int,
+    *,
     origin: str | None = None,
 ) -> str:
     """The commands that print the answers and draw the pictures.
@@ -46,12 +46,13 @@ def commands(
     Args:
         origin: the command that makes the file of the picture; None: the user has it.
     """
-    options = ([] if model == EMBEDDED else ["--model", model]) + ["--method", ",".join(methods), "--keep", str(keep)]
+    options = [] if model == EMBEDDED else ["--model", model]
+    options += ["--method", ",".join(choice.methods), "--keep", ",".join(map(str, choice.keeps))]
     asked = ["--compare", "--max-new-tokens", str(max_new_tokens)]
     drawn = ["--iterations", str(iterations), "-o", "kept.png"]
     lines = [
         *([] if origin is None else [origin]),
-        _command("ask", [picture, question], [*options, *asked]),
+        _command("ask", [picture, choice.question], [*options, *asked]),
         _command("show", [picture], [*options, *drawn]),
     ]
     return "\n".join(lines)

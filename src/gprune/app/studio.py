@@ -23,17 +23,15 @@ from ..evaluate.fidelity_table import Fidelity
 from ..kernels.blocks import directions
 from ..models import load
 from ..prompt import build_inputs
-from ..pruners import GPrune, Method, Pruner, Unpruned, every_method, get_pruner
+from ..pruners import DecoderMerger, GPrune, Method, Pruner, ToMe, Unpruned, every_method, get_pruner
 from ..pruners.base import Need
 from ..scenes.questions import CAPTION_PROMPT
 from ..spec import parse_pruner
 from ..tokens import Keep, VisualTokens
-from .panels import Patch, Sheet, sheets
+from .choice import MAX_QUESTION, Choice
+from .panels import Drawing, Patch, Sheet, sheets
 
-MAX_METHODS = 3
 MAX_NEW_TOKENS = 128
-MAX_QUESTION = 1000
-"""Characters."""
 NEAREST = 5
 KEEPS = (0.5, 0.3, 0.1)
 """Ratios at which fidelity is measured."""
@@ -61,6 +59,7 @@ class Subject:
         picture: upright RGB.
         name: the file's.
         origin: the command that makes the file; None: the user has it.
+        example: its number among the examples; None: it is none of them.
         tokens: what methods that need the same are given, and the question it belongs to.
         answered: by method and ratio, what a method of `UNSEEN` left in an answer.
         sheets: how its views are drawn.
@@ -69,6 +68,7 @@ class Subject:
     picture: Image.Image
     name: str
     origin: str | None = None
+    example: int | None = None
     tokens: dict[tuple[Need, ...], tuple[str, VisualTokens]] = field(default_factory=dict)
     answered: dict[tuple[str, Keep], ImageReport] = field(default_factory=dict)
     sheets: list[Sheet] = field(default_factory=list)
@@ -76,11 +76,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Panel:
-    """What the page shows of a method: what is kept of every sheet, if that is known, and a note."""
+    """What the page shows of a method with a budget.
+
+    Args:
+        method: its name.
+        keep: the budget.
+        pictures: what is kept of every sheet; none where that is not known.
+        note: about it, or why there are no pictures.
+        failed: whether they cannot be.
+    """
 
     method: str
-    pictures: list[Image.Image]
+    keep: Keep
+    pictures: list[Drawing]
     note: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Answer:
 
     Args:
         method: its name; "none" is the unpruned model.
+        keep: the budget; 1.0 of the unpruned model.
         text: so far.
         cost: of the prompt; None until the answer is complete.
         seconds: of the whole answer, None until then.
@@ -96,6 +107,7 @@ class Answer:
     """
 
     method: str
+    keep: Keep = 1.0
     text: str = ""
     cost: Cost | None = None
     seconds: float | None = None
@@ -113,7 +125,7 @@ class Neighbourhood:
         degree: edges, the one to itself included.
         count: patches of the view.
         nearest: the most similar other neighbours, with their cosine similarity.
-        picture: the view with all but the neighbours greyed out.
+        drawing: the view with all but the neighbours striped.
     """
 
     patch: Patch
@@ -123,7 +135,7 @@ class Neighbourhood:
     degree: int
     count: int
     nearest: list[tuple[Patch, float]]
-    picture: Image.Image
+    drawing: Drawing
 
 
 class Studio:
@@ -146,29 +158,27 @@ class Studio:
         self._lock = Lock()
         self._warm: set[str] = set()
 
-    def pruners(self, methods: Sequence[str], keep: float) -> list[Method]:
-        """The methods that a user chose.
+    def check(self, methods: Sequence[str]) -> None:
+        """Refuse methods that are not offered.
 
         Raises:
-            ValueError: none or too many, one that is not offered, or a `keep` that is no ratio.
+            ValueError: one is not.
         """
-        if not 1 <= len(methods) <= MAX_METHODS:
-            raise ValueError(f"{len(methods)} methods are chosen; accepted are 1 to {MAX_METHODS}; change the choice")
         for name in methods:
             if name not in self.methods:
                 raise ValueError(f"method {name!r} is not offered; accepted are {', '.join(self.methods)}")
-        return [parse_pruner(name, float(keep)) for name in methods]
 
-    def preview(self, subject: Subject, question: str, methods: Sequence[str], keep: float) -> list[Panel]:
-        """What every method keeps, without running the LLM.
+    def preview(self, subject: Subject, choice: Choice) -> list[Panel]:
+        """What every method keeps, without running the LLM; of one that cannot take its budget, why.
 
         Raises:
-            ValueError: see `pruners`.
+            ValueError: no or too many columns, or a method that is not offered.
         """
-        pruners = self.pruners(methods, keep)
-        return [self._panel(subject, question, name, each) for name, each in zip(methods, pruners, strict=True)]
+        columns = choice.columns
+        self.check(choice.methods)
+        return [self._panel(subject, choice.question, *column) for column in columns]
 
-    def heat(self, subject: Subject, question: str, iterations: int) -> list[Image.Image]:
+    def heat(self, subject: Subject, question: str, iterations: int) -> list[Drawing]:
         """The picture under G-Prune's scores after so many iterations, every sheet of it."""
         report, _ = self._select(subject, question, GPrune(iterations=iterations))
         return [sheet.heat(report) for sheet in self._sheets(subject, report)]
@@ -216,19 +226,19 @@ class Studio:
             sheet.around(patch, neighbours.numpy(), near),
         )
 
-    def ask(self, subject: Subject, question: str, methods: Sequence[str], keep: float) -> Iterator[list[Answer]]:
+    def ask(self, subject: Subject, choice: Choice) -> Iterator[list[Answer]]:
         """The unpruned model's answer and that of every method, one after the other, again with every new word.
 
         Raises:
-            ValueError: see `pruners`; no question, or too long a one.
+            ValueError: see `preview`; no question, or too long a one.
         """
-        _check_length(question.strip(), 1)
-        runs = [(Unpruned.name, Unpruned()), *zip(methods, self.pruners(methods, keep), strict=True)]
-        inputs = self._inputs(subject, question)
-        answers = [Answer(method) for method, _ in runs]
-        for i, (method, pruner) in enumerate(runs):
+        _check_length(choice.question.strip(), 1)
+        answers = [Answer(Unpruned.name), *(Answer(*column) for column in choice.columns)]
+        self.check(choice.methods)
+        inputs = self._inputs(subject, choice.question)
+        for i, answer in enumerate(answers):
             try:
-                for answers[i] in self._answer(subject, inputs, method, pruner):
+                for answers[i] in self._answer(subject, inputs, answer):
                     yield list(answers)
             except (GpruneError, ValueError, RuntimeError) as error:
                 answers[i] = replace(answers[i], error=str(error))
@@ -238,11 +248,11 @@ class Studio:
         """How far the model's own answer about the picture stays as it is, under each method at `KEEPS`.
 
         Raises:
-            ValueError: see `pruners`; there is no question, or a picture that the processor refuses.
+            ValueError: a method is not offered; there is no question, or a picture that the processor refuses.
         """
         question = question.strip()
         _check_length(question, 1)
-        self.pruners(methods, 1.0)
+        self.check(methods)
         asked = [([subject.picture], question)]
         with self._lock:
             return fidelity(self.model, self.processor, asked, methods, KEEPS, max_new_tokens=MAX_NEW_TOKENS)
@@ -281,21 +291,23 @@ class Studio:
         selection = pruner.select(tokens)
         return reports_of(pruner, tokens, selection)[0], pruner.warning(selection)
 
-    def _panel(self, subject: Subject, question: str, name: str, pruner: Method) -> Panel:
+    def _panel(self, subject: Subject, question: str, name: str, keep: Keep) -> Panel:
         note: str | None = None
         try:
+            pruner = parse_pruner(name, keep)
             if pruner.acts in UNSEEN:
                 before, note = UNSEEN[pruner.acts]
-                report = subject.answered.get((name, pruner.keep))
+                report = subject.answered.get((name, keep))
                 if report is None:
-                    return Panel(name, [], before)
+                    return Panel(name, keep, [], before)
             else:
                 assert isinstance(pruner, Pruner)
                 report, note = self._select(subject, question, pruner)
-            pictures = [sheet.kept(report) for sheet in self._sheets(subject, report)]
+            pictures = [sheet.kept(report, _merges(pruner)) for sheet in self._sheets(subject, report)]
         except (GpruneError, ValueError, RuntimeError) as error:
-            return Panel(name, [], str(error))
-        return Panel(name, pictures, f"{report.summary}; {note}" if note else report.summary)
+            return Panel(name, keep, [], str(error), failed=True)
+        covered = None if report.coverage is None else f"they cover {report.coverage:.1%}"
+        return Panel(name, keep, pictures, "; ".join(filter(None, (report.summary, covered, note))))
 
     def _sheets(self, subject: Subject, report: ImageReport) -> list[Sheet]:
         if not subject.sheets:
@@ -304,7 +316,9 @@ class Studio:
             subject.sheets = sheets(subject.picture, report, box, tiles)
         return subject.sheets
 
-    def _answer(self, subject: Subject, inputs: Any, method: str, pruner: Method) -> Iterator[Answer]:
+    def _answer(self, subject: Subject, inputs: Any, answer: Answer) -> Iterator[Answer]:
+        method = answer.method
+        pruner = parse_pruner(method, answer.keep)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
         def generate() -> Reply:
@@ -319,7 +333,6 @@ class Studio:
             finally:
                 streamer.on_finalized_text("", stream_end=True)
 
-        answer = Answer(method)
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(generate)
             for piece in streamer:
@@ -327,13 +340,18 @@ class Studio:
                 yield answer
             made = work.result()
         if pruner.acts in UNSEEN:
-            subject.answered[method, pruner.keep] = made.images[0]
+            subject.answered[method, answer.keep] = made.images[0]
         yield replace(answer, text=answer.text.strip(), cost=self._cost(subject, inputs, pruner), seconds=made.seconds)
 
     def _cost(self, subject: Subject, inputs: Any, method: Method) -> Cost:
         size = subject.picture.height, subject.picture.width
         with self._lock:
             return cost_of_prompt(self.model, inputs, [size], method)
+
+
+def _merges(pruner: Method) -> bool:
+    """Whether tokens that are not kept go into those that are; a report does not tell which of them do."""
+    return pruner.merges or isinstance(pruner, (ToMe, DecoderMerger))
 
 
 def _check_length(question: str, least: int = 0) -> None:
