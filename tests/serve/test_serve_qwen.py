@@ -13,12 +13,10 @@ from PIL import Image
 from servable import EXPERIMENTAL, QWEN
 
 from gprune import GPrune, Keep
-from gprune.serve.launch import PRUNING_PATH
 
 DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90), (160, 24))
 BUDGETS = (None, 0.5, 20, 1, 1.0)
-PATH = {"video_pruning_rate": float(PRUNING_PATH[1]), "worker_cls": "placing_worker.PlacingWorker"}
 Asked = tuple[Sequence[Image.Image], Keep | None, str]
 
 
@@ -30,7 +28,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def llm(path: Path) -> Iterator[Any]:
     """Takes 32 tokens of a prompt at a time, so that images are prefilled in parts."""
-    with engine(path, **pruned(path, gprune_keep=DEFAULT), **PATH, max_num_batched_tokens=32) as llm:
+    with engine(path, **pruned(path, gprune_keep=DEFAULT), max_num_batched_tokens=32) as llm:
         yield llm
 
 
