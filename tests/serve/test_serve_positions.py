@@ -67,7 +67,7 @@ def test_several_images_in_a_prompt(family: str, llm: Any, reference: tuple[Any,
 
 def test_a_prompt_whose_image_is_partly_in_the_cache(family: str, llm: Any, reference: tuple[Any, Any]) -> None:
     """Another question about the same picture goes on in the middle of it; with another budget, from the start."""
-    images = [picture(96, 96, seed=30)] * (4 if family == "llava" else 1)
+    images = [picture(96, 96, seed=30)] * (4 if family in ("llava", "internvl") else 1)
     check(llm, reference, [(images, 0.6, "what is there?")])
     (again,) = check(llm, reference, [(images, 0.6, "how many shapes?")])
     (other,) = check(llm, reference, [(images, 0.4, "how many shapes?")])

@@ -66,7 +66,12 @@ class PlacingModel(Base):
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
         """The embeddings of the tokens of a step, floating [n, d]; places of visual ones are kept for `forward`."""
-        if self._placing and is_multimodal is not None and len(multimodal_embeddings or ()):
+        if (
+            self._placing
+            and is_multimodal is not None
+            and multimodal_embeddings is not None
+            and len(multimodal_embeddings)
+        ):
             parts = [split_places(features, self._axes) for features in multimodal_embeddings]
             multimodal_embeddings = [features for features, _ in parts]
             rows = is_multimodal.nonzero().flatten().to(self._places.device)
