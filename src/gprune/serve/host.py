@@ -135,6 +135,7 @@ GRIDS = _vllm(
                 f"{stem}ForConditionalGeneration.get_encoder_cudagraph_config()",
                 f"{stem}ForConditionalGeneration.get_mrope_input_positions(input_tokens, mm_features)",
                 f"{stem}MultiModalProcessor",
+                f"{stem}ProcessingInfo.get_supported_mm_limits()",
                 f"{stem}ProcessingInfo.get_image_processor()",
                 f"{stem}ProcessingInfo._get_vision_info(image_width, image_height, image_processor, mm_kwargs)",
                 f"{stem}DummyInputsBuilder",

@@ -91,6 +91,14 @@ class GridModel(PruningModel):
         """vLLM has four times as many positions as such a model says, for videos."""
 
 
+class Qwen3VLPictures(Qwen3VLProcessingInfo):
+    """Without videos: about them vLLM 0.32, unpruned too, answers otherwise than transformers."""
+
+    def get_supported_mm_limits(self) -> dict[str, int | None]:
+        """Pictures alone."""
+        return {"image": None, "video": 0}
+
+
 class Qwen2VLProcessor(GridProcessor, Qwen2VLMultiModalProcessor):
     pass
 
@@ -117,9 +125,7 @@ class GPruneQwen2_5_VLForConditionalGeneration(GridModel, Qwen2_5_VLForCondition
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLPictures, dummy_inputs=Qwen3VLDummyInputsBuilder)
 class GPruneQwen3VLForConditionalGeneration(GridModel, Qwen3VLForConditionalGeneration):
     def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
         """By the last features: those of inner layers of the vision tower lie beside them."""
