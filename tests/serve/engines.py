@@ -51,6 +51,12 @@ def pruned(path: Path, **settings: Any) -> dict[str, Any]:
     return {"hf_overrides": {"architectures": [name], **settings}}
 
 
+def placed(path: Path, **settings: Any) -> dict[str, Any]:
+    """The same, kept tokens with the positions of the unpruned prompt, which may be longer than what vLLM takes."""
+    original = {"gprune_positions": "original", "mrope_section": [1]}
+    return {**pruned(path, **original, **settings), "max_model_len": 1024}
+
+
 def load(path: Path) -> tuple[Any, Any]:
     """The same checkpoint in transformers."""
     import transformers

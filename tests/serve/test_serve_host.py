@@ -14,8 +14,7 @@ from standing import Host
 
 import gprune.contract
 from gprune.cli import main
-from gprune.contract import UnsupportedHost
-from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
+from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, PLACES, REQUESTS
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -67,7 +66,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS):
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, PLACES, GRIDS):
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 
@@ -75,35 +74,19 @@ def test_the_installed_vllm_fits() -> None:
 def test_all_that_is_overridden_is_listed() -> None:
     """A method of vLLM by another name would no longer be overridden, which nothing else would notice."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import media, one_axis, processing, qwen
+    from gprune.serve import media, one_axis, placing, processing, qwen
 
-    contracts = (REQUESTS, MEDIA, MODELS, GRIDS)
+    contracts = (REQUESTS, MEDIA, MODELS, PLACES, GRIDS)
     listed = {name.rpartition(".")[2].partition("(")[0] for each in contracts for name in each.names}
     kinds = [
         kind
-        for module in (media, one_axis, processing, qwen)
+        for module in (media, one_axis, placing, processing, qwen)
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__.startswith("gprune.serve")
     ]
     overridden = {name for kind in kinds for name in _overridden(kind)}
-    assert overridden >= {"embed_multimodal", "recompute_mrope_positions", "_get_prompt_updates", "load_from_url_async"}
+    assert overridden >= {"embed_multimodal", "get_mrope_input_positions", "_get_prompt_updates", "load_from_url_async"}
     assert overridden - listed == set()
-
-
-def test_a_model_whose_own_pruning_cannot_be_put_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its columns after the features would be read as places."""
-    pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import one_axis, qwen
-
-    class Renamed(qwen.PlacingModel):
-        pass
-
-    monkeypatch.setattr(qwen, "check_offered", lambda config: None)
-    monkeypatch.setattr(one_axis.PruningModel, "__init__", lambda self, **_: None)
-    with pytest.raises(UnsupportedHost, match=r"Renamed\.is_multimodal_pruning_enabled is missing"):
-        Renamed(vllm_config=None)
-    Renamed.is_multimodal_pruning_enabled = True  # type: ignore[attr-defined]
-    assert vars(Renamed(vllm_config=None)) == {"is_multimodal_pruning_enabled": False}
 
 
 def _overridden(kind: Any) -> set[str]:

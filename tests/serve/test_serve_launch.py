@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def _other_family(folder: Path, model_type: str) -> Path:
         (["embedded", "--method", "fastest"], "method 'fastest' is unknown"),
         (["embedded", "--method", "fastv"], "method 'fastv' cannot be served by vLLM"),
         (["embedded", "--method", "gprune:colour=red"], "has the settings"),
+        (["embedded", "--method", "gprune:positions=original"], "give it --positions"),
+        (["embedded", "--positions", "original"], "needs --max-model-len: .* of the model's 2048 positions"),
         (["embedded", "--hf-overrides", "{}"], "gprune serve sets --hf-overrides"),
         (["embedded", "--hf_overrides.x=1"], "gprune serve sets --hf-overrides"),
         (["/no/such/folder"], "/no/such/folder cannot be loaded"),
@@ -134,7 +137,7 @@ def _other_family(folder: Path, model_type: str) -> Path:
 def test_refused_before_vllm_starts(started: list[list[str]], arguments: list[str], reason: str) -> None:
     result = run(*arguments)
     assert isinstance(result.exception, WrongInput)
-    assert reason in str(result.exception)
+    assert re.search(reason, str(result.exception))
     assert not started
 
 
@@ -151,13 +154,24 @@ def test_an_experiment(started: list[list[str]], tmp_path: Path) -> None:
     assert isinstance(result.exception, WrongInput)
     assert "start gprune serve with --experimental" in str(result.exception)
     assert not started
-    result = run(model, "--experimental", "--hf-overrides", "{}")
-    assert "--video-pruning-rate" in str(result.exception)
+    result = run(model, "--experimental", "--positions", "contiguous")
+    assert "a qwen2_5_vl numbers visual tokens by their place in a grid" in str(result.exception)
     assert not started
-    run(model, "--experimental")
-    given = options(started[0])
-    assert json.loads(given["--hf-overrides"])["architectures"] == ["GPruneQwen2_5_VLForConditionalGeneration"]
-    assert float(given["--video-pruning-rate"]) > 0
+    for others in ([], ["--positions", "original"]):
+        run(model, "--experimental", *others)
+        given = options(started.pop())
+        assert set(given) == {"--model", "--hf-overrides", "--host"}
+        overrides = json.loads(given["--hf-overrides"])
+        assert set(overrides) == {"architectures", "gprune_method", "gprune_keep"}
+        assert overrides["architectures"] == ["GPruneQwen2_5_VLForConditionalGeneration"]
+
+
+def test_positions(started: list[list[str]]) -> None:
+    run("embedded", "--positions", "original", "--max-model-len", "1024")
+    overrides = json.loads(options(started.pop())["--hf-overrides"])
+    assert (overrides["gprune_positions"], overrides["mrope_section"]) == ("original", [1])
+    run("embedded", "--positions", "contiguous")
+    assert not {"gprune_positions", "mrope_section"} & set(json.loads(options(started.pop())["--hf-overrides"]))
 
 
 def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
-from engines import picture, pruned
+from engines import picture, placed, pruned
 from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.cache import LruKeyReplicatedSenderCache
@@ -22,10 +22,10 @@ from gprune.serve.plugin import register
 class Reading:
     """Reads requests as vLLM's server does, with its cache, which takes an image for sent once it was read."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, options: Callable[..., dict[str, Any]] = pruned, **settings: Any) -> None:
         register()
         path = embedded_path()
-        config = ModelConfig(str(path), dtype="float32", **pruned(path, gprune_keep=0.5, **settings))
+        config = ModelConfig(str(path), dtype="float32", **options(path, **{"gprune_keep": 0.5, **settings}))
         self.processor = MULTIMODAL_REGISTRY.create_processor(config)
         self.cache = LruKeyReplicatedSenderCache(config)
 
@@ -73,3 +73,24 @@ def test_names_that_vllm_gives_itself_do_not_count(read: Reading) -> None:
 def test_what_only_says_where_a_picture_is(read: Reading, image: Any) -> None:
     with pytest.raises(ValueError, match=f"an image is a {type(image).__name__}; accepted are pictures"):
         read(image)
+
+
+def test_an_image_says_how_many_tokens_it_had(read: Reading) -> None:
+    """In a field that vLLM leaves to a request of which all images are in the cache of prefixes."""
+    whole = Reading(gprune_keep=1.0)(picture(64, 64, seed=6))
+    for _ in range(2):
+        (item,) = read(picture(64, 64, seed=6))["mm_kwargs"]["image"]
+        assert item["gprune_before"].field.keep_on_cpu
+        assert int(item["gprune_before"].data) == whole["prompt_token_ids"].count(IMAGE)
+
+
+def test_positions_of_what_is_dropped_must_last() -> None:
+    """Only where they are kept."""
+    tight = Reading(lambda path, **settings: {**placed(path, **settings), "max_model_len": 2000})
+    image = picture(64, 64, seed=7)
+    whole = Reading(gprune_keep=1.0)(image)["prompt_token_ids"].count(IMAGE)
+    left = Reading()(image)["prompt_token_ids"].count(IMAGE)
+    reason = f"{whole - left} visual tokens of the prompt are dropped, and 48 may be: the model has 2048 positions"
+    with pytest.raises(ValueError, match=reason):
+        tight(image)
+    assert whole - left > 48 and Reading(placed)(image)["prompt_token_ids"]

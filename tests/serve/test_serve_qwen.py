@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines import answers, engine, expected, load, picture, prompt, pruned
+from engines import STEPS, answers, engine, expected, load, picture, prompt, pruned
 from PIL import Image
 from servable import EXPERIMENTAL, QWEN
 
 from gprune import GPrune, Keep
-from gprune.serve.launch import PRUNING_PATH
 
 DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90), (160, 24))
 BUDGETS = (None, 0.5, 20, 1, 1.0)
-PATH = {"video_pruning_rate": float(PRUNING_PATH[1]), "worker_cls": "placing_worker.PlacingWorker"}
 Asked = tuple[Sequence[Image.Image], Keep | None, str]
 
 
@@ -30,7 +28,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def llm(path: Path) -> Iterator[Any]:
     """Takes 32 tokens of a prompt at a time, so that images are prefilled in parts."""
-    with engine(path, **pruned(path, gprune_keep=DEFAULT), **PATH, max_num_batched_tokens=32) as llm:
+    with engine(path, **pruned(path, gprune_keep=DEFAULT), max_num_batched_tokens=32) as llm:
         yield llm
 
 
@@ -85,25 +83,42 @@ def test_images_that_span_more_positions_than_tokens(llm: Any, reference: tuple[
     check(llm, reference, [(images[:13], 1, "what is there?")])
 
 
-def test_an_image_must_not_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
-    """The same image is not taken for sent."""
-    image = picture(64, 64, seed=60)
-    request = {"prompt": QWEN["vision_start"] + QWEN["image"], "multi_modal_data": {"image": [image]}}
-    with pytest.raises(ValueError, match="the prompt ends in an image; with gprune at least one token has to follow"):
-        answers(llm, [request])
-    check(llm, reference, [([image], None, "what is there?")])
+def test_an_image_may_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
+    """What follows goes on after all of it."""
+    model, processor = reference
+    text, image = QWEN["vision_start"] + QWEN["image"], picture(100, 40, seed=60)
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    with GPrune(DEFAULT).attach(model):
+        whole = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[0].tolist()
+    (output,) = answers(llm, [{"prompt": text, "multi_modal_data": {"image": [image]}}])
+    assert list(output.outputs[0].token_ids) == whole[-STEPS:]
 
 
-def test_videos_are_refused(llm: Any, reference: tuple[Any, Any]) -> None:
-    """vLLM would prune them by a method of its own."""
+def test_videos_are_not_pruned(llm: Any, reference: tuple[Any, Any]) -> None:
+    """Beside a picture of which all is kept; those of Qwen3-VL are refused."""
     from vllm.exceptions import VLLMValidationError
 
-    video = np.zeros((4, 64, 64, 3), dtype=np.uint8)
+    model, processor = reference
+    video = np.stack([np.asarray(picture(64, 40, seed=70 + i)) for i in range(4)])
     metadata = {"fps": 1.0, "duration": 4.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
-    request = {
-        "prompt": QWEN["vision_start"] + QWEN["video"] + QWEN["vision_end"],
-        "multi_modal_data": {"video": [(video, metadata)]},
-    }
-    with pytest.raises(VLLMValidationError, match=r"At most 0 video\(s\) may be provided"):
-        answers(llm, [request])
-    check(llm, reference, [([picture(64, 64, seed=61)], None, "what is there?")])
+    image = picture(40, 64, seed=80)
+    parts = (QWEN["vision_start"] + QWEN[kind] + QWEN["vision_end"] for kind in ("video", "image"))
+    text = "what is ".join(parts) + "?"
+    inputs = processor(
+        text=[text],
+        images=[image],
+        videos=[video],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    media = {"video": [(video, metadata)], "image": [image]}
+    request = {"prompt": text, "multi_modal_data": media, "mm_processor_kwargs": {"gprune_keep": 1.0}}
+    if model.config.model_type == "qwen3_vl":
+        with pytest.raises(VLLMValidationError, match=r"At most 0 video\(s\) may be provided"):
+            answers(llm, [request])
+        return
+    whole = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[0].tolist()
+    (output,) = answers(llm, [request])
+    assert output.prompt_token_ids == whole[:-STEPS]
+    assert list(output.outputs[0].token_ids) == whole[-STEPS:]

@@ -1,4 +1,4 @@
-"""What vLLM's runners ask of a model whose visual tokens have places, without running one."""
+"""What vLLM's runners ask of a model that keeps positions, without weights: both of them step by step, as on a GPU."""
 
 from __future__ import annotations
 
@@ -12,127 +12,175 @@ from torch import Tensor
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
-from vllm.multimodal.inputs import PlaceholderRange
-from vllm.utils.import_utils import resolve_obj_by_qualname
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
 
-from gprune.serve.places import Placed, fill_in, prompt_positions, with_places
-from gprune.serve.qwen import CPU_WORKER, GPruneQwen2_5_VLForConditionalGeneration, check_offered
+from gprune.serve.places import with_places
+from gprune.serve.placing import PlacingModel, check_offered
+from gprune.serve.settings import BEFORE
 
-IMAGE, TEXT, WIDTH = 9, 5, 6
+WIDTH, ROOM = 6, 64
+COUNTS = (12, 9)
 KEPT = torch.tensor([1, 4, 5, 10]), torch.tensor([0, 7, 8])
-GRIDS = (3, 4), (9, 1)
-IMAGES = Placed(2, 4, GRIDS[0]), Placed(8, 3, GRIDS[1])
-IDS = torch.tensor([TEXT] * 2 + [IMAGE] * 4 + [TEXT] * 2 + [IMAGE] * 3 + [TEXT] * 3)
+RANGES = PlaceholderRange(2, 4), PlaceholderRange(8, 5, torch.tensor([False, True, True, True, False]))
+"""The second one has markers of text around its three visual tokens."""
+LENGTH = 15
+TEXT = torch.tensor([True] * 2 + [False] * 4 + [True] * 3 + [False] * 3 + [True] * 3)
+UNPRUNED = [0, 1, 3, 6, 7, 12, 14, 15, 16, 17, 24, 25, 26, 27, 28]
+"""Where the tokens that are left are in the prompt before pruning, of 29 tokens."""
 
 
-def bare_model() -> Any:
-    """A model without weights."""
-    model = object.__new__(GPruneQwen2_5_VLForConditionalGeneration)
-    vision = SimpleNamespace(spatial_merge_size=2)
-    object.__setattr__(model, "config", SimpleNamespace(image_token_id=IMAGE, vision_config=vision))
-    return model
+class Received(torch.nn.Module):
+    """In the place of a model of vLLM: what reaches it."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        self.cos_sin_cache = torch.zeros(vllm_config.model_config.hf_config.get_text_config().max_position_embeddings)
+
+    def embed_input_ids(self, ids: Tensor, features: Any = None, *, is_multimodal: Tensor | None = None) -> Tensor:
+        self.features = [] if features is None else list(features)
+        return torch.zeros(len(ids), WIDTH)
+
+    def forward(self, ids: Any, positions: Tensor, stage: Any, embeddings: Any) -> Tensor:
+        return positions
 
 
-def encoded() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(rows * columns, WIDTH, generator=generator) for rows, columns in GRIDS]
-    return [
-        with_places(image.bfloat16(), kept, columns)
-        for image, kept, (_, columns) in zip(features, KEPT, GRIDS, strict=True)
-    ]
-
-
-def media() -> list[Any]:
-    return [
-        SimpleNamespace(
-            mm_position=PlaceholderRange(image.start, image.count),
-            data={"image_grid_thw": SimpleNamespace(data=torch.tensor([1, image.grid[0] * 2, image.grid[1] * 2]))},
-        )
-        for image in IMAGES
-    ]
-
-
-class Rope:
-    """Positions of the prompts of two requests, of which the second is asked for, as the runner for GPUs keeps them."""
-
-    def __init__(self, positions: Tensor) -> None:
-        self.rows = torch.stack([torch.zeros_like(positions), positions]).int()
-        self.lead = 0
-
-    def read_prefill_positions(self, row: int, length: int) -> Tensor:
-        return self.rows[row, :, :length]
-
-    def update_prefill_positions(self, row: int, positions: Tensor, lead: int) -> None:
-        self.rows[row, :, : positions.shape[1]] = positions
-        self.lead = lead
-
-
-@pytest.mark.parametrize("chunk", [2, 3, 5, 14])
-@pytest.mark.parametrize("cached", [0, 4, 9])
-def test_the_newer_runner_fills_in_places(cached: int, chunk: int) -> None:
-    model, features = bare_model(), encoded()
-    positions, lead = model.get_mrope_input_positions(IDS.tolist(), list(reversed(media())))
-    rope = Rope(positions)
-    pruner = MultiModalPruner(model, rope, SimpleNamespace(mm_features={"a": media()}), WIDTH)
-    states = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=torch.stack([torch.zeros_like(IDS), IDS])))
-    for start in range(cached, len(IDS), chunk):
-        window = [
-            part[max(start - image.start, 0) : max(start + chunk - image.start, 0)]
-            for part, image in zip(features, IMAGES, strict=True)
-        ]
-        window = [part for part in window if len(part)]
-        batch = SimpleNamespace(
-            req_ids=["a"],
-            idx_mapping_np=np.array([1]),
-            prefill_len_np=np.array([len(IDS)]),
-            num_computed_prefill_tokens_np=np.array([start]),
-            num_scheduled_tokens=np.array([min(chunk, len(IDS) - start)]),
-        )
-        cleaned = pruner.recompute(window, batch, states)
-        assert [part.tolist() for part in cleaned] == [part[:, :WIDTH].tolist() for part in window]
-        if window:
-            assert rope.lead == lead
-    places = [
-        torch.stack([kept // columns, kept % columns], dim=1) for kept, (_, columns) in zip(KEPT, GRIDS, strict=True)
-    ]
-    whole = fill_in(prompt_positions(len(IDS), IMAGES)[0], IDS == IMAGE, 0, places)
-    assert torch.equal(rope.rows[1, :, cached:].long(), whole[:, cached:])
+class Model(PlacingModel, Received):
+    pass
 
 
 def settings(**changes: Any) -> Any:
     """Of vLLM, as far as it matters here."""
-    given = {"pruning": True, "worker": "vllm.v1.worker.gpu_worker.Worker", "stages": 1, "drafts": None} | changes
+    given = {"positions": "original", "rope": "default", "length": 30, "room": ROOM, "section": [1]} | changes
+    rope = {"rope_type": given["rope"], "rope_theta": 1e4}
+    text = SimpleNamespace(rope_parameters=rope, max_position_embeddings=given["room"])
+    config = SimpleNamespace(gprune_positions=given["positions"], mrope_section=given["section"])
+    config.get_text_config = lambda: text
     multimodal = SimpleNamespace(
-        is_multimodal_pruning_enabled=lambda: given["pruning"], enable_mm_embeds=given.get("embeds", False)
+        is_multimodal_pruning_enabled=lambda: given.get("pruning", False),
+        enable_mm_embeds=given.get("embeds", False),
     )
     return SimpleNamespace(
-        model_config=SimpleNamespace(multimodal_config=multimodal, enable_prompt_embeds=given.get("prompts", False)),
-        parallel_config=SimpleNamespace(worker_cls=given["worker"], pipeline_parallel_size=given["stages"]),
-        speculative_config=given["drafts"],
+        model_config=SimpleNamespace(
+            hf_config=config,
+            multimodal_config=multimodal,
+            uses_mrope=given["section"] is not None,
+            enable_prompt_embeds=given.get("prompts", False),
+            max_model_len=given["length"],
+        ),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=given.get("stages", 1),
+            prefill_context_parallel_size=given.get("contexts", 1),
+            use_ubatching=given.get("ubatches", False),
+        ),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=ROOM),
+        speculative_config=given.get("drafts"),
     )
 
 
-def test_one_gpu_is_offered() -> None:
-    check_offered(settings())
+def encoded() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(count, WIDTH, generator=generator) for count in COUNTS]
+    return [with_places(image.bfloat16()[kept], kept[:, None]) for image, kept in zip(images, KEPT, strict=True)]
+
+
+def media() -> list[MultiModalFeatureSpec]:
+    return [
+        MultiModalFeatureSpec(
+            data={BEFORE: SimpleNamespace(data=torch.tensor(count))},  # type: ignore[arg-type]
+            modality="image",
+            identifier=str(count),
+            mm_position=where,
+        )
+        for count, where in zip(COUNTS, RANGES, strict=True)
+    ]
+
+
+def step(model: Model, runner: EncoderRunner, starts: list[int], counts: list[int], whole: Tensor) -> Tensor:
+    """Positions int64 [n] of a step of two requests with the same prompt, as they reach the language model."""
+    total = sum(counts)
+    features, visual = runner.gather_mm_embeddings(
+        ["a", "b"],
+        total,
+        np.array(counts),
+        np.array([0, counts[0], total]),
+        np.array([LENGTH, LENGTH]),
+        np.array(starts),
+    )
+    model.embed_input_ids(torch.zeros(total, dtype=torch.long), features, is_multimodal=visual)
+    given = torch.cat([whole[:, start : start + count] for start, count in zip(starts, counts, strict=True)], dim=1)
+    assert all(part.shape[1] == WIDTH for part in model.features)
+    padded = torch.nn.functional.pad(given, (0, 3), value=1)
+    return model.forward(None, padded)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 15])
+@pytest.mark.parametrize("cached", [0, 4, 9, 10])
+def test_places_reach_the_language_model(cached: int, chunk: int) -> None:
+    """Two requests at a time, one ahead of the other; nothing moves in memory, as CUDA graphs need it."""
+    model = Model(vllm_config=settings())
+    whole, ahead = model.get_mrope_input_positions([7] * LENGTH, list(reversed(media())))
+    assert ahead == 29 - LENGTH
+    assert torch.equal(whole[:, TEXT], torch.tensor(UNPRUNED).expand(3, -1)[:, TEXT])
+    images = dict(zip(map(str, COUNTS), encoded(), strict=True))
+    cache = SimpleNamespace(mm_features={"a": media(), "b": media()}, encoder_outputs=images)
+    runner = EncoderRunner(model, ROOM, WIDTH, cache, torch.bfloat16, torch.device("cpu"))
+    addresses = set()
+    for first in range(cached, LENGTH, chunk):
+        second = first - 2 if first > cached + 2 else cached
+        counts = [min(chunk, LENGTH - first), min(chunk, LENGTH - second)]
+        positions = step(model, runner, [first, second], counts, whole)
+        addresses.add(positions.data_ptr())
+        expected = UNPRUNED[first : first + counts[0]] + UNPRUNED[second : second + counts[1]] + [1, 1, 1]
+        assert positions.tolist() == expected
+    assert len(addresses) == 1
+    nothing_embedded = model.forward(None, whole)
+    assert torch.equal(nothing_embedded, whole[0])
+
+
+def test_what_was_not_pruned_keeps_its_positions() -> None:
+    model = Model(vllm_config=settings())
+    video = MultiModalFeatureSpec({}, "video", "0", PlaceholderRange(3, 4))  # type: ignore[arg-type]
+    positions, ahead = model.get_mrope_input_positions([7] * 9, [video])
+    assert (positions.tolist(), ahead) == ([list(range(9))] * 3, 0)
+
+
+def test_contiguous_positions_are_those_of_vllm() -> None:
+    model = Model(vllm_config=settings(positions="contiguous", section=None, stages=2, rope="longrope", length=ROOM))
+    positions = torch.arange(5)
+    assert model.forward(None, positions) is positions
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"pruning": False}, "vLLM has to be started with --video-pruning-rate"),
-        ({"worker": CPU_WORKER}, "vLLM's worker for CPUs"),
+        ({"section": None}, 'need both of "gprune_positions": "original" and "mrope_section"'),
+        ({"positions": "contiguous"}, 'need both of "gprune_positions": "original" and "mrope_section"'),
+        ({"positions": "own"}, "gprune_positions is 'own'; accepted are original, contiguous"),
+        ({"pruning": True}, "--video-pruning-rate"),
         ({"stages": 2}, "--pipeline-parallel-size"),
+        ({"contexts": 2}, "--prefill-context-parallel-size"),
+        ({"ubatches": True}, "--enable-dbo"),
         ({"drafts": object()}, "--speculative-config"),
         ({"embeds": True}, "--enable-mm-embeds"),
         ({"prompts": True}, "--enable-prompt-embeds"),
+        ({"rope": "longrope"}, "of type longrope, which depend on the length of a prompt"),
+        ({"length": ROOM}, "give a smaller --max-model-len: what it leaves of 64"),
     ],
 )
-def test_where_places_would_be_wrong(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=f"places in a grid: .*{reason}"):
-        check_offered(settings(**changes))
+def test_where_positions_would_be_wrong(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Model(vllm_config=settings(**changes))
 
 
-def test_the_worker_for_cpus_is_known_by_its_name() -> None:
-    assert resolve_obj_by_qualname(CPU_WORKER) is CPUWorker
+def test_a_table_that_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings()
+    monkeypatch.setattr(Received, "__init__", lambda self, **_: torch.nn.Module.__init__(self))
+    with pytest.raises(ValueError, match="no table of rotary positions, or a shorter one"):
+        Model(vllm_config=config)
+
+
+def test_three_axes_are_offered_by_the_same_rules() -> None:
+    with pytest.raises(ValueError, match="--pipeline-parallel-size"):
+        check_offered(settings(positions=None, stages=2), True)
+    check_offered(settings(positions=None), True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,13 @@ def serve(
     method: Annotated[
         str, typer.Option(help="A method that chooses by the features alone; settings follow a colon.")
     ] = RECOMMENDED,
+    positions: Annotated[
+        Literal["original", "contiguous"] | None,
+        typer.Option(
+            help="Of the tokens that are left: those of the unpruned prompt, or those of text, without gaps; left out: "
+            "original for models that number tokens by height and width, else contiguous."
+        ),
+    ] = None,
     experimental: Annotated[
         bool, typer.Option("--experimental", help="Serve Qwen2-VL, Qwen2.5-VL, Qwen3-VL too; see docs/serving.md.")
     ] = False,
@@ -55,8 +62,16 @@ def serve(
         from ..spec import parse_keep
 
         config = config_of(model)
-        trusted = {"experimental": experimental, "trust_uuid": trust_uuid}
-        arguments = server_arguments(model, config, parse_keep(keep), method, context.args, **trusted)
+        arguments = server_arguments(
+            model,
+            config,
+            parse_keep(keep),
+            method,
+            context.args,
+            positions=positions,
+            experimental=experimental,
+            trust_uuid=trust_uuid,
+        )
         environment = server_environment(max_pixels or MAX_PIXELS)
         check_installed()
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())

@@ -20,6 +20,8 @@ REQUESTS = _vllm(
         f"{_PROCESSING}:BaseMultiModalProcessor._apply_hf_processor_main(mm_items, hf_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)",
+        f"{_PROCESSING}:BaseMultiModalProcessor._get_mm_prompt_updates"
+        "(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)",
         f"{_PROCESSING}:BaseMultiModalProcessor._matched_updates_from_result(mm_prompt_updates, match_result)",
         f"{_PROCESSING}:BaseProcessingInfo.get_hf_config()",
         f"{_PROCESSING}.context:InputProcessingContext(model_config, ...)",
@@ -99,15 +101,31 @@ MODELS = _vllm(
 )
 """The models that are served pruned; for `models.py`."""
 
+PLACES = _vllm(
+    (
+        "vllm.config:ModelConfig.enable_prompt_embeds",
+        "vllm.config:ModelConfig.max_model_len",
+        "vllm.config:ModelConfig.uses_mrope",
+        "vllm.config:MultiModalConfig.enable_mm_embeds",
+        "vllm.config:MultiModalConfig.is_multimodal_pruning_enabled()",
+        "vllm.config:ParallelConfig.pipeline_parallel_size",
+        "vllm.config:ParallelConfig.prefill_context_parallel_size",
+        "vllm.config:ParallelConfig.use_ubatching",
+        "vllm.config:SchedulerConfig.max_num_batched_tokens",
+        "vllm.transformers_utils.config:iter_rope_parameters(config)",
+        "vllm.multimodal.inputs:PlaceholderRange(offset, length, ...)",
+        "vllm.multimodal.inputs:PlaceholderRange.extract_embeds_range()",
+        "vllm.multimodal.inputs:PlaceholderRange.get_num_embeds()",
+        "vllm.multimodal.inputs:MultiModalFeatureSpec(data, mm_position, ...)",
+        f"{_MODELS}.interfaces:SupportsMRoPE.get_mrope_input_positions(input_tokens, mm_features)",
+        f"{_MODELS}.interfaces:SupportsMultiModal.embed_input_ids(input_ids, multimodal_embeddings, is_multimodal)",
+        f"{_MODELS}.interfaces_base:VllmModel.forward(input_ids, positions)",
+    )
+)
+"""Who asks where tokens are, and tells it; for `placing.py`."""
+
 GRIDS = _vllm(
     (
-        f"{_MODELS}.interfaces:SupportsMultiModalPruning.recompute_mrope_positions"
-        "(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)",
-        f"{_MODELS}.interfaces:supports_multimodal_pruning(model)",
-        "vllm.config:MultiModalConfig.is_multimodal_pruning_enabled()",
-        "vllm.config:ParallelConfig.worker_cls",
-        "vllm.multimodal.inputs:PlaceholderRange(offset, length, ...)",
-        "vllm.multimodal.inputs:MultiModalFeatureSpec(data, mm_position, ...)",
         *(
             f"{_MODELS}.{module}:{name}"
             for module, stem in {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}.items()

@@ -16,16 +16,14 @@ from ipaddress import ip_address
 from typing import Any
 
 from ..models import EMBEDDED
+from ..pruners.base import Positions
 from ..tokens import Keep
 from .families import EXPERIMENTAL, served_architecture
 from .host import KEYS, MEDIA, REQUESTS
-from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
+from .settings import AXES, CONNECTOR, KEEP, METHOD, POSITIONS, TRUST_UUID, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
-
-PRUNING_PATH = ("--video-pruning-rate", "0.5")
-"""Has vLLM ask a model where its visual tokens lie, which it does for videos; any rate does, there are no videos."""
 
 KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
 """What asks for the server's key at every path."""
@@ -41,6 +39,7 @@ def server_arguments(
     method: str,
     others: Sequence[str] = (),
     *,
+    positions: Positions | None = None,
     experimental: bool = False,
     trust_uuid: bool = False,
 ) -> list[str]:
@@ -52,6 +51,7 @@ def server_arguments(
         keep: the budget of requests that name none.
         method: see `parse_pruner`.
         others: further options of vLLM.
+        positions: of the tokens that are left, those of the unpruned prompt or those of text; None: what vLLM gives.
         experimental: see `architecture`.
         trust_uuid: whether clients may name pictures, and so reach those of others.
 
@@ -63,17 +63,17 @@ def server_arguments(
         "architectures": [served_architecture(config, experimental)],
         METHOD: method,
         KEEP: keep,
+        **_positions(config, positions, others),
     }
     if trust_uuid:
         overrides[TRUST_UUID] = True
-    path = PRUNING_PATH if config.model_type in EXPERIMENTAL else ()
     name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
     if name is not None:
         raise ValueError(
             f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
-            f"these: {shlex.join([name, json.dumps(overrides), *path])}"
+            f"these: {shlex.join([name, json.dumps(overrides)])}"
         )
-    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others), *path]
+    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others)]
     return [*own, *others]
 
 
@@ -85,6 +85,26 @@ def server_environment(max_pixels: int) -> dict[str, str]:
     """
     connector = os.environ.get("VLLM_MEDIA_CONNECTOR", CONNECTOR)
     return {"VLLM_MEDIA_CONNECTOR": connector, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
+
+
+def _positions(config: Any, asked: Positions | None, others: Sequence[str]) -> dict[str, Any]:
+    """The entries of the model's config that say which positions the tokens have that are left."""
+    if config.model_type in EXPERIMENTAL:
+        if asked == "contiguous":
+            raise ValueError(
+                f"--positions contiguous: a {config.model_type} numbers visual tokens by their place in a grid, which "
+                f"those that are kept keep; leave it out"
+            )
+        return {}
+    if asked != "original":
+        return {}
+    if "--max-model-len" not in map(_option, others):
+        most = config.get_text_config().max_position_embeddings
+        raise ValueError(
+            f"--positions original needs --max-model-len: it is how many tokens a prompt and its answer may have, and "
+            f"what it leaves of the model's {most} positions is how many visual tokens a prompt may lose"
+        )
+    return {POSITIONS: asked, AXES: [1]}
 
 
 def _shut(others: Sequence[str]) -> list[str]:

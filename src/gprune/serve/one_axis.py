@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from ..tokens import Keep, VisualTokens
 from . import metrics
 from .families import views
 from .host import MODELS
+from .placing import PlacingModel
 from .processing import PruningProcessor
-from .settings import KEEP, keep_of, pruner_of, unpacked
+from .settings import BEFORE, KEEP, keep_of, pruner_of, unpacked
 
 with MODELS.checked():
     from vllm.model_executor.models.interns1 import (
@@ -47,11 +48,6 @@ with MODELS.checked():
     from vllm.model_executor.models.utils import WeightsMapper
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
-if TYPE_CHECKING:
-    Base: Any
-else:
-    Base = object
-
 logger = logging.getLogger(__name__)
 
 FLAT_TOWER = WeightsMapper(
@@ -62,7 +58,7 @@ FLAT_TOWER = WeightsMapper(
 """Checkpoints written by transformers 5 lack a level of names that vLLM's CLIP and SigLIP have."""
 
 
-class PruningModel(Base):
+class PruningModel(PlacingModel):
     """Goes before a model of vLLM: images come out of its encoder with as many tokens as their budget says."""
 
     config: Any
@@ -77,17 +73,19 @@ class PruningModel(Base):
 
     def embed_multimodal(self, **inputs: Any) -> Sequence[Tensor]:
         """The features of images or videos, floating [n, d] each."""
+        inputs.pop(BEFORE, None)
         keeps, sizes = inputs.pop(KEEP, None), inputs.get(self._sizes)
         features = super().embed_multimodal(**inputs)
         if keeps is None:  # videos, or images that were encoded elsewhere
-            return features
+            return [self._with_places(item) for item in features]
         return [
             self._prune(image, unpacked(keep), (1, 1) if sizes is None else tuple(sizes[i][-2:].tolist()))
             for i, (image, keep) in enumerate(zip(features, keeps, strict=True))
         ]
 
     def _prune(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
-        return features[self._choose(features, keep, size)]
+        kept = self._choose(features, keep, size)
+        return self._with_places(features[kept], self._places_of(kept, size))
 
     def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
         """The kept rows of an image's features: int64 [k], ascending."""

@@ -17,7 +17,7 @@ from ..tokens import Keep, kept_count
 from . import metrics
 from .families import views
 from .host import REQUESTS
-from .settings import KEEP, TRUST_UUID, keep_of, keep_tensor, pruner_of
+from .settings import BEFORE, KEEP, TRUST_UUID, keep_of, keep_tensor, keeps_positions, pruner_of
 
 with REQUESTS.checked():
     from vllm.multimodal.cache import LruKeyReplicatedSenderCache, MultiModalProcessorOnlyCache
@@ -67,10 +67,11 @@ class PruningProcessor(Base):
             inputs = replace(inputs, cache=self._images)
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)
         if inputs.hf_processor_mm_kwargs is not PROFILING:
-            for (update,) in result.prompt_updates.get("image", ()):
-                if isinstance(update.content, Shortened):
-                    metrics.VISUAL.inc(update.content.before)
-                    metrics.KEPT.inc(update.content.kept)
+            images = [update.content for (update,) in result.prompt_updates.get("image", ())]
+            before, kept = (sum(getattr(image, name, 0) for image in images) for name in ("before", "kept"))
+            self._check_room(before - kept)
+            metrics.VISUAL.inc(before)
+            metrics.KEPT.inc(kept)
         return result
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> Any:
@@ -102,10 +103,34 @@ class PruningProcessor(Base):
             )
         return super()._matched_updates_from_result(mm_prompt_updates, match_result)
 
+    def _get_mm_prompt_updates(
+        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Any:
+        """vLLM's own; what an image had before pruning is left with it, for the positions of what follows."""
+        result = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        field = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        for item, (update,) in zip(out_mm_kwargs.get("image", ()), result.get("image", ()), strict=True):
+            if isinstance(update.content, Shortened):
+                (item[BEFORE],) = field.build_elems(BEFORE, torch.tensor([update.content.before]))
+        return result
+
     @cached_property
     def _images(self) -> Any:
         """Images that were read, which are sent with every request."""
         return MultiModalProcessorOnlyCache(self.info.ctx.model_config)
+
+    def _check_room(self, dropped: int) -> None:
+        """Raise BadValue if positions would not last, of which vLLM counts only those of the tokens that are left."""
+        config: Any = self.info.get_hf_config()
+        if not keeps_positions(config):
+            return
+        most, length = config.get_text_config().max_position_embeddings, self.info.ctx.model_config.max_model_len
+        if dropped > most - length:
+            raise BadValue(
+                f"{dropped} visual tokens of the prompt are dropped, and {most - length} may be: the model has {most} "
+                f"positions, of which prompt and answer may take {length} (--max-model-len); send fewer or smaller "
+                f"images, or a larger budget"
+            )
 
     def _keep(self, request: Mapping[str, object]) -> Keep:
         return keep_of(self.info.get_hf_config(), request)

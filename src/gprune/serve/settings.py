@@ -6,12 +6,13 @@ The method is the operator's, for it decides what an image costs; the budget is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..pruners import PRUNERS, GPrune, Method, PixelDedup, Pruner, ScorePruner, SetPruner, get_pruner
+from ..pruners.base import Positions
 from ..spec import parse_pruner
 from ..tokens import Keep, check_keep
 
@@ -20,6 +21,13 @@ METHOD, KEEP = "gprune_method", "gprune_keep"
 
 TRUST_UUID = "gprune_trust_uuid"
 """Another one: whether clients may name pictures by a `uuid` of their own."""
+
+POSITIONS, AXES = "gprune_positions", "mrope_section"
+"""Two more of a model that numbers its tokens along one axis: "original" if kept ones keep their positions, and then
+`[1]` for the other, which has vLLM ask the model for the positions of each prompt."""
+
+BEFORE = "gprune_before"
+"""What an image has beside its pixels: how many visual tokens it had before pruning."""
 
 CONNECTOR = "gprune"
 """What vLLM is to fetch pictures with (`VLLM_MEDIA_CONNECTOR`); see `media.py`."""
@@ -35,6 +43,8 @@ def served_pruner(method: str, keep: Keep) -> Pruner:
         ValueError, TypeError: unknown method or setting, one that needs more, or no budget.
     """
     kind = get_pruner(method.partition(":")[0])
+    if ":positions=" in method:
+        raise ValueError(f"method {method!r}: what positions are kept is a matter of the server; give it --positions")
     pruner = parse_pruner(method, keep) if _by_features_alone(kind) else None
     if not isinstance(pruner, Pruner) or pruner.needs:
         names = [name for name, each in PRUNERS.items() if _by_features_alone(each)]
@@ -72,6 +82,21 @@ def keep_of(config: Any, request: Mapping[str, object]) -> Keep:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{KEEP}: {error}") from error
     return keep
+
+
+def keeps_positions(config: Any) -> bool:
+    """Whether the tokens that are left of a prompt have the positions of the unpruned one.
+
+    Args:
+        config: of a model with one axis of positions.
+
+    Raises:
+        ValueError: its entry is neither of the two that there are.
+    """
+    positions = getattr(config, POSITIONS, "contiguous")
+    if positions not in get_args(Positions):
+        raise ValueError(f"{POSITIONS} is {positions!r}; accepted are {', '.join(get_args(Positions))}")
+    return positions == "original"
 
 
 def keep_tensor(keep: Keep) -> Tensor:

@@ -1,0 +1,85 @@
+"""vLLM answers as transformers does where kept tokens of a model with one axis keep their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import answers, engine, expected, load, picture, placed, prompt
+from PIL import Image
+from servable import WRITERS
+
+from gprune import GPrune, Keep
+from gprune.scenes.model import IMAGE, embedded_path
+
+DEFAULT = 0.3
+SIZES = ((64, 64), (100, 40), (30, 90))
+BUDGETS = (None, 0.5, 20, 1, 1.0)
+Asked = tuple[Sequence[Image.Image], Keep | None, str]
+
+
+@pytest.fixture(scope="module", params=["llava_next", *WRITERS])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedded_path() if family == "llava_next" else WRITERS[family](tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Any]:
+    """Takes 32 tokens of a prompt at a time, so that images are prefilled in parts."""
+    with engine(path, **placed(path, gprune_keep=DEFAULT), max_num_batched_tokens=32) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> tuple[Any, Any]:
+    return load(path)
+
+
+def check(llm: Any, reference: tuple[Any, Any], asked: Sequence[Asked]) -> list[Any]:
+    """What vLLM gives to these requests at once, each of which must equal what transformers gives."""
+    model, processor = reference
+    outputs = answers(llm, [prompt(processor, *one) for one in asked])
+    for (images, keep, question), output in zip(asked, outputs, strict=True):
+        length, tokens = expected(model, processor, images, GPrune(DEFAULT if keep is None else keep), question)
+        assert (len(output.prompt_token_ids), list(output.outputs[0].token_ids)) == (length, tokens)
+    return outputs
+
+
+def test_images_each_with_its_own_budget(llm: Any, reference: tuple[Any, Any]) -> None:
+    images = [picture(*size, seed=i) for i, size in enumerate(SIZES)]
+    asked: list[Asked] = [([image], keep, "what is there?") for keep in BUDGETS for image in images]
+    check(llm, reference, [*asked, ([], None, "what is there?")])
+
+
+def test_several_images_in_a_prompt(family: str, llm: Any, reference: tuple[Any, Any]) -> None:
+    if family == "llava_onevision":
+        pytest.skip("vLLM cuts up several images otherwise than transformers")
+    images = [picture(*size, seed=10 + i) for i, size in enumerate(SIZES)]
+    check(llm, reference, [([*images, images[1]], keep, "which are alike?") for keep in (0.7, 3)])
+
+
+def test_a_prompt_whose_image_is_partly_in_the_cache(family: str, llm: Any, reference: tuple[Any, Any]) -> None:
+    """Another question about the same picture goes on in the middle of it; with another budget, from the start."""
+    images = [picture(96, 96, seed=30)] * (4 if family in ("llava", "internvl") else 1)
+    check(llm, reference, [(images, 0.6, "what is there?")])
+    (again,) = check(llm, reference, [(images, 0.6, "how many shapes?")])
+    (other,) = check(llm, reference, [(images, 0.4, "how many shapes?")])
+    border = again.num_cached_tokens
+    assert again.prompt_token_ids[border - 1 : border + 1] == [IMAGE, IMAGE]
+    assert other.num_cached_tokens < border
+
+
+def test_more_is_dropped_than_there_are_positions_left(llm: Any, reference: tuple[Any, Any]) -> None:
+    """vLLM counts what is left of a prompt, but positions go on as if all of it were there."""
+    processor = reference[1]
+    images = [picture(96, 96, seed=40 + i) for i in range(40)]
+    with pytest.raises(ValueError, match=r"visual tokens of the prompt are dropped, and \d+ may be: the model has"):
+        answers(llm, [prompt(processor, images, 1)])
+    check(llm, reference, [(images[:1], 1, "what is there?")])
