@@ -18,7 +18,7 @@ from typing import Any
 from ..models import EMBEDDED
 from ..tokens import Keep
 from .families import EXPERIMENTAL, served_architecture
-from .host import KEYS, MEDIA, REQUESTS
+from .host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
 from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -135,15 +135,14 @@ def run_server(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         environment: see `server_environment`.
 
     Raises:
-        UnsupportedHost: vLLM is not one that gprune can rely on; of its models that is known only once they are loaded.
+        UnsupportedHost: vLLM is not one that gprune can rely on; nobody listens yet.
     """
     with tempfile.TemporaryDirectory(prefix="gprune-metrics-") as folder:
         # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         os.environ.update(environment)
-        REQUESTS.check()
-        MEDIA.check()
-        KEYS.check()
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, *([GRIDS] if PRUNING_PATH[0] in arguments else [])):
+            contract.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
 
