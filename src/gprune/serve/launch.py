@@ -20,12 +20,19 @@ from ..tokens import Keep
 from .families import EXPERIMENTAL, served_architecture
 from .host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
 from .settings import CONNECTOR, KEEP, METHOD, TRUST_UUID, served_pruner
+from .status import in_a_line, served
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
 
+OVERRIDES = "--hf-overrides"
+"""The option that chooses a model that prunes, its method and its budget."""
+
 PRUNING_PATH = ("--video-pruning-rate", "0.5")
 """Has vLLM ask a model where its visual tokens lie, which it does for videos; any rate does, there are no videos."""
+
+HEALTH_TELLS = "gprune.serve.status.HealthTells"
+"""What says at `/health` what is served."""
 
 KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
 """What asks for the server's key at every path."""
@@ -67,14 +74,18 @@ def server_arguments(
     if trust_uuid:
         overrides[TRUST_UUID] = True
     path = PRUNING_PATH if config.model_type in EXPERIMENTAL else ()
-    name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
-    if name is not None:
+    if OVERRIDES in map(_option, others):
         raise ValueError(
-            f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
-            f"these: {shlex.join([name, json.dumps(overrides), *path])}"
+            f"gprune serve sets {OVERRIDES}, which vLLM takes once; start vLLM itself instead, with your own entries "
+            f"beside these: {shlex.join([OVERRIDES, json.dumps(overrides), *path])}"
         )
-    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others), *path]
-    return [*own, *others]
+    own = ["--model", *_checkpoint(model, others), OVERRIDES, json.dumps(overrides), *path]
+    return [*own, "--middleware", HEALTH_TELLS, *_shut(others), *others]
+
+
+def served_by(arguments: Sequence[str]) -> str:
+    """What a server that is started with `server_arguments` serves, in a line."""
+    return in_a_line(served(json.loads(arguments[arguments.index(OVERRIDES) + 1])))
 
 
 def server_environment(max_pixels: int) -> dict[str, str]:
