@@ -5,31 +5,24 @@ budget. Rounds at either budget take turns, so that whatever slows the machine s
 twice at a budget: no cache of vLLM knows it.
 
     python benchmarks/serving.py -o benchmarks/results/serving_cpu
+
+With `--model llava-next-0.5b` it measures another model, another way: see `concurrency.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
-import os
-import platform
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
+import concurrency
 import requests
-from PIL import Image
+from served import PATIENCE, image_part, machine, server
 
 from gprune.scenes.benchmark import samples
 
@@ -37,8 +30,7 @@ KEEPS = (1.0, 0.3)
 IMAGES = (1, 6)
 CLIENTS, ROUNDS, REQUESTS = 8, 3, 24
 """Requests are of a round."""
-PATIENCE = 300.0
-"""Seconds that the server may take to start, or to answer."""
+ROOM = ("--max-model-len", 2048, "--max-num-seqs", CLIENTS, "--kv-cache-memory-bytes", 2**28)
 
 
 @dataclass(frozen=True)
@@ -62,35 +54,6 @@ class Round:
     seconds: float
 
 
-@contextmanager
-def server() -> Iterator[str]:
-    """The address of a server that ends with the context."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", port, "--max-model-len", 2048, "--max-num-seqs", CLIENTS, "--kv-cache-memory-bytes", 2**28]
-    command = [sys.executable, "-m", "gprune", "serve", "embedded", "--method", "gprune", *map(str, options)]
-    command.append("--trust-request-mm-kwargs")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-    try:
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"no server; what went wrong is seen by {' '.join(command)}")
-            time.sleep(1)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health", timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
 def ask(url: str, body: dict[str, object], images: int, keep: float, number: int) -> Request:
     """Post one request at a budget."""
     body = {**body, "mm_processor_kwargs": {"gprune_keep": keep}}
@@ -107,7 +70,7 @@ def bodies(images: int, count: int) -> list[dict[str, object]]:
     return [
         {
             "model": "embedded",
-            "messages": [{"role": "user", "content": [*map(_part, group), {"type": "text", "text": question}]}],
+            "messages": [{"role": "user", "content": [*map(image_part, group), {"type": "text", "text": question}]}],
             "max_tokens": 8,
             "ignore_eos": True,
             "temperature": 0,
@@ -116,13 +79,6 @@ def bodies(images: int, count: int) -> list[dict[str, object]]:
         for group in [[test.picture for test in tests[i * images : (i + 1) * images]]]
         for question in [tests[i * images].question.question]
     ]
-
-
-def _part(picture: Image.Image) -> dict[str, object]:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
 def measure(url: str) -> tuple[list[Round], list[Request]]:
@@ -163,31 +119,28 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, required=True, help="without an ending: .json and .md are written")
-    output = parser.parse_args().output
-    with server() as url:
-        rounds, answered = measure(url)
-    machine = {
-        "cpu": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        **{name: version(name) for name in ("gprune", "torch", "transformers", _vllm())},
-    }
+    parser.add_argument("--model", choices=("embedded", concurrency.MODEL), default="embedded")
+    parser.add_argument("--clients", type=_numbers(int), help="of the larger model", default=concurrency.CLIENTS)
+    parser.add_argument("--keep", type=_numbers(float), help="of the larger model", default=concurrency.KEEPS)
+    given = parser.parse_args()
+    if given.model == concurrency.MODEL:
+        return concurrency.run(given.output, given.clients, given.keep)
+    with server("embedded", "--method", "gprune", "--trust-request-mm-kwargs", *ROOM) as running:
+        rounds, answered = measure(running.url)
+    about = machine()
     text = (
         f"{table(rounds, answered)}\n\n{CLIENTS} clients, {ROUNDS} rounds of {REQUESTS} requests of 8 new tokens each, "
         f"the embedded model, float32. Requests/s: the median round, in brackets the least and the most.\n\n"
-        f"{', '.join(f'{name} {value}' for name, value in machine.items())}; load is the mean over the last minute.\n"
+        f"{', '.join(f'{name} {value}' for name, value in about.items())}; load is the mean over the last minute.\n"
     )
-    results = {"machine": machine, "rounds": list(map(asdict, rounds)), "requests": list(map(asdict, answered))}
-    output.with_suffix(".json").write_text(json.dumps(results, indent=1))
-    output.with_suffix(".md").write_text(text)
+    results = {"machine": about, "rounds": list(map(asdict, rounds)), "requests": list(map(asdict, answered))}
+    given.output.with_suffix(".json").write_text(json.dumps(results, indent=1))
+    given.output.with_suffix(".md").write_text(text)
     print(text)
 
 
-def _vllm() -> str:
-    """The name under which vLLM is installed."""
-    from importlib.metadata import packages_distributions
-
-    return packages_distributions()["vllm"][0]
+def _numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
+    return lambda text: tuple(map(kind, text.split(",")))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,10 @@ from standing import Host
 
 import gprune.contract
 from gprune.cli import main
+from gprune.contract import Contract
 from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, PLACES, REQUESTS
+
+CONTRACTS = (REQUESTS, MEDIA, KEYS, MODELS, PLACES, GRIDS)
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -23,24 +27,27 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return int(exit.value.code or 0), capsys.readouterr().err
 
 
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.names[0])
 def test_the_command_refuses_before_vllm_starts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    contract: Contract, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    """A port is bound by what is not called here."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "VLLM_MEDIA_CONNECTOR"):
         monkeypatch.setenv(name, str(tmp_path))  # which the command would set for this process
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
-    host = Host(monkeypatch, REQUESTS)
-    host.version(REQUESTS, "0.41.0")
+    hosts = [Host(monkeypatch, each) for each in CONTRACTS]
     monkeypatch.setattr("gprune.serve.launch.check_installed", lambda: None)
     monkeypatch.setattr("runpy.run_module", lambda *_, **__: pytest.fail("vLLM was started"))
-    owner, last = host.owner("vllm.multimodal.processing:BaseMultiModalProcessor._get_prompt_updates")
+    hosts[0].version(contract, "0.41.0")
+    missing = contract.names[-1].partition("(")[0]
+    owner, last = hosts[0].owner(missing)
     delattr(owner, last)
-    code, error = told(capsys, "embedded")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    code, error = told(capsys, *((str(tmp_path), "--experimental") if contract is GRIDS else ("embedded",)))
     assert code == 1 and "Traceback" not in error
     assert error.splitlines()[-1] == (
-        "gprune: vllm 0.41.0 is installed, where gprune relies on what is not there: "
-        "vllm.multimodal.processing:BaseMultiModalProcessor._get_prompt_updates is missing. "
-        "Tested was vllm>=0.32,<0.33: pip install 'vllm>=0.32,<0.33'"
+        f"gprune: vllm 0.41.0 is installed, where gprune relies on what is not there: {missing} is missing. "
+        "Tested was vllm>=0.32,<0.34: pip install 'vllm>=0.32,<0.34'"
     )
 
 
@@ -66,7 +73,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MEDIA, KEYS, MODELS, PLACES, GRIDS):
+        for contract in CONTRACTS:
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 

@@ -49,13 +49,15 @@ def test_the_embedded_model(started: list[list[str]]) -> None:
         "gprune_keep": 0.5,
     }
     settings = "VLLM_MEDIA_CONNECTOR=gprune VLLM_MAX_IMAGE_PIXELS=40000000"
-    assert result.stderr.startswith(f"gprune: {settings} vllm serve /")
+    command, line = result.stderr.splitlines()
+    assert command.startswith(f"gprune: {settings} vllm serve /")
+    assert line.startswith("gprune: serves with method gprune:init=ones, keep 0.5, positions contiguous; gprune ")
 
 
 def test_a_model_in_a_folder(started: list[list[str]]) -> None:
     run(embedded_path(), "--keep", "40")
     given = options(started[0])
-    assert set(given) == {"--model", "--hf-overrides", "--host"}
+    assert set(given) == {"--model", "--hf-overrides", "--host", "--middleware"}
     assert given["--model"] == str(embedded_path())
     assert json.loads(given["--hf-overrides"])["gprune_keep"] == 40
 

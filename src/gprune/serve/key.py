@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .host import KEYS
+from .status import HEALTH, path_of
 
 with KEYS.checked():
     from vllm import envs
@@ -13,8 +14,8 @@ with KEYS.checked():
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-OPEN = ("/health", "/ping", "/metrics")
-"""Paths that need no key: whether the server is there, and numbers of what it did."""
+OPEN = (HEALTH, "/ping", "/metrics")
+"""Paths that need no key: whether the server is there, what it serves, and numbers of what it did."""
 
 
 class KeyForAll:
@@ -26,7 +27,7 @@ class KeyForAll:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, without the key with 401."""
         asked = scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS"
-        if asked and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN:
+        if asked and path_of(scope) not in OPEN:
             keys = scope["app"].state.args.api_key or [envs.VLLM_API_KEY]
             if not AuthenticationMiddleware(self._app, keys).verify_token(Headers(scope=scope)):
                 refusal = JSONResponse({"error": "Unauthorized: send the server's key as a bearer token"}, 401)

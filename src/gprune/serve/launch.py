@@ -19,11 +19,18 @@ from ..models import EMBEDDED
 from ..pruners.base import Positions
 from ..tokens import Keep
 from .families import EXPERIMENTAL, served_architecture
-from .host import KEYS, MEDIA, REQUESTS
+from .host import GRIDS, KEYS, MEDIA, MODELS, PLACES, REQUESTS
 from .settings import AXES, CONNECTOR, KEEP, METHOD, POSITIONS, TRUST_UUID, served_pruner
+from .status import in_a_line, served
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What runs under all the names that vLLM is packaged by; `vllm serve` is its command where it is called vllm."""
+
+OVERRIDES = "--hf-overrides"
+"""The option that chooses a model that prunes, its method and its budget."""
+
+HEALTH_TELLS = "gprune.serve.status.HealthTells"
+"""What says at `/health` what is served."""
 
 KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
 """What asks for the server's key at every path."""
@@ -67,14 +74,27 @@ def server_arguments(
     }
     if trust_uuid:
         overrides[TRUST_UUID] = True
-    name = next((name for name in map(_option, others) if name == "--hf-overrides"), None)
-    if name is not None:
+    if OVERRIDES in map(_option, others):
         raise ValueError(
-            f"gprune serve sets {name}, which vLLM takes once; start vLLM itself instead, with your own entries beside "
-            f"these: {shlex.join([name, json.dumps(overrides)])}"
+            f"gprune serve sets {OVERRIDES}, which vLLM takes once; start vLLM itself instead, with your own entries "
+            f"beside these: {shlex.join([OVERRIDES, json.dumps(overrides)])}"
         )
-    own = ["--model", *_checkpoint(model, others), "--hf-overrides", json.dumps(overrides), *_shut(others)]
-    return [*own, *others]
+    own = ["--model", *_checkpoint(model, others), OVERRIDES, json.dumps(overrides)]
+    return [*own, "--middleware", HEALTH_TELLS, *_shut(others), *others]
+
+
+def served_by(arguments: Sequence[str]) -> str:
+    """What a server that is started with `server_arguments` serves, in a line."""
+    return in_a_line(served(_overrides(arguments)))
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(arguments[arguments.index(OVERRIDES) + 1])
+    return found
+
+
+def _is_experimental(arguments: Sequence[str]) -> bool:
+    return not set(EXPERIMENTAL.values()).isdisjoint(_overrides(arguments)["architectures"])
 
 
 def server_environment(max_pixels: int) -> dict[str, str]:
@@ -155,15 +175,14 @@ def run_server(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         environment: see `server_environment`.
 
     Raises:
-        UnsupportedHost: vLLM is not one that gprune can rely on; of its models that is known only once they are loaded.
+        UnsupportedHost: vLLM is not one that gprune can rely on; nobody listens yet.
     """
     with tempfile.TemporaryDirectory(prefix="gprune-metrics-") as folder:
         # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         os.environ.update(environment)
-        REQUESTS.check()
-        MEDIA.check()
-        KEYS.check()
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, PLACES, *([GRIDS] if _is_experimental(arguments) else [])):
+            contract.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)
 

@@ -89,13 +89,25 @@ _connection = PublicConnection()
 
 
 class PictureIO(ImageMediaIO):
-    """Reads a picture as all of gprune does."""
+    """Reads a picture as all of gprune does.
+
+    Args:
+        media_io: vLLM's own, for a part of a request.
+    """
+
+    def __init__(self, media_io: ImageMediaIO) -> None:
+        super().__init__(media_io.image_mode, **media_io.kwargs)
+        # From vLLM 0.33 on: what the media of a request may take together (`VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES`).
+        self.decoded_budget = getattr(media_io, "decoded_budget", None)
 
     def load_bytes(self, data: bytes) -> Any:
         """A picture of the bytes of a file, upright RGB."""
         if self.image_mode != "RGB" or self.kwargs:
             raise BadValue("media_io_kwargs has options for images, which are always read as RGB over white")
-        return MediaWithBytes(read_rgb(BytesIO(data), envs.VLLM_MAX_IMAGE_PIXELS), data)
+        picture = read_rgb(BytesIO(data), envs.VLLM_MAX_IMAGE_PIXELS)
+        if self.decoded_budget is not None:
+            self.decoded_budget.charge(picture.width * picture.height * COUNTED)
+        return MediaWithBytes(picture, data)
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
@@ -108,7 +120,7 @@ class PublicConnector(MediaConnector):
     async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
         """What is at an address, pictures by `PictureIO`."""
         if isinstance(media_io, ImageMediaIO):
-            media_io = PictureIO(media_io.image_mode, **media_io.kwargs)
+            media_io = PictureIO(media_io)
         with _refusing(url):
             return await super().load_from_url_async(url, media_io, **options)
 
@@ -135,6 +147,9 @@ def _refusing(url: str) -> Iterator[None]:
             f"of public addresses, of pictures in the formats {', '.join(FORMATS)}"
         ) from error
 
+
+COUNTED = 4
+"""Bytes that vLLM counts for a pixel."""
 
 QUOTED = 80
 """Characters of a URL in an error; a data: URL holds a whole picture."""
