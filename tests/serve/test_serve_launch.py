@@ -162,7 +162,7 @@ def test_an_experiment(started: list[list[str]], tmp_path: Path) -> None:
     for others in ([], ["--positions", "original"]):
         run(model, "--experimental", *others)
         given = options(started.pop())
-        assert set(given) == {"--model", "--hf-overrides", "--host"}
+        assert set(given) == {"--model", "--hf-overrides", "--middleware", "--host"}
         overrides = json.loads(given["--hf-overrides"])
         assert set(overrides) == {"architectures", "gprune_method", "gprune_keep"}
         assert overrides["architectures"] == ["GPruneQwen2_5_VLForConditionalGeneration"]
