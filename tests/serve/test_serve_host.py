@@ -15,7 +15,8 @@ from standing import Host
 import gprune.contract
 from gprune.cli import main
 from gprune.contract import UnsupportedHost
-from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, REQUESTS
+from gprune.serve.families import MODULES
+from gprune.serve.host import GLM, GRIDS, KEYS, MEDIA, MODELS, QWEN_MOE, REQUESTS, TOWERS, WOVEN
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -59,7 +60,7 @@ def test_the_plugin_leaves_a_vllm_that_is_shaped_otherwise_alone(monkeypatch: py
     models = SimpleNamespace(register_model=lambda name, module: registered.append(name))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=models, __path__=[]))
     register()
-    assert len(registered) == 7
+    assert sorted(registered) == sorted(name for names in MODULES.values() for name in names)
 
 
 def test_the_installed_vllm_fits() -> None:
@@ -67,7 +68,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS):
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS, QWEN_MOE, GLM, WOVEN, TOWERS):
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 
@@ -75,13 +76,13 @@ def test_the_installed_vllm_fits() -> None:
 def test_all_that_is_overridden_is_listed() -> None:
     """A method of vLLM by another name would no longer be overridden, which nothing else would notice."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import media, one_axis, processing, qwen
+    from gprune.serve import glm, media, one_axis, processing, qwen, qwen_moe, woven
 
-    contracts = (REQUESTS, MEDIA, MODELS, GRIDS)
+    contracts = (REQUESTS, MEDIA, MODELS, GRIDS, QWEN_MOE, GLM, WOVEN)
     listed = {name.rpartition(".")[2].partition("(")[0] for each in contracts for name in each.names}
     kinds = [
         kind
-        for module in (media, one_axis, processing, qwen)
+        for module in (media, one_axis, processing, qwen, qwen_moe, glm, woven)
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__.startswith("gprune.serve")
     ]

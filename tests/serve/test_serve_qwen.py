@@ -1,4 +1,4 @@
-"""vLLM with the plug-in answers as transformers does where kept tokens keep their places in a grid."""
+"""vLLM with the plug-in answers as transformers does where kept tokens keep their places in a grid: Qwen-VL, GLM-4V."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engines import answers, engine, expected, load, picture, prompt, pruned
 from PIL import Image
-from servable import EXPERIMENTAL, QWEN
+from servable import EXPERIMENTAL, GLM_VIDEO, QWEN_VIDEO
 
 from gprune import GPrune, Keep
 from gprune.serve.launch import PRUNING_PATH
@@ -71,7 +71,7 @@ def test_a_prompt_whose_image_is_partly_in_the_cache(llm: Any, reference: tuple[
     check(llm, reference, [(images, 0.5, "what is there?")])
     (again,) = check(llm, reference, [(images, 0.5, "how many shapes?")])
     (other,) = check(llm, reference, [(images, 0.4, "how many shapes?")])
-    visual = reference[1].tokenizer.convert_tokens_to_ids(QWEN["image"])
+    visual = reference[1].image_token_id
     border = again.num_cached_tokens
     assert again.prompt_token_ids[border - 1 : border + 1] == [visual, visual]
     assert other.num_cached_tokens < border
@@ -88,22 +88,20 @@ def test_images_that_span_more_positions_than_tokens(llm: Any, reference: tuple[
 def test_an_image_must_not_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
     """The same image is not taken for sent."""
     image = picture(64, 64, seed=60)
-    request = {"prompt": QWEN["vision_start"] + QWEN["image"], "multi_modal_data": {"image": [image]}}
+    request = {"prompt": reference[1].image_token, "multi_modal_data": {"image": [image]}}
     with pytest.raises(ValueError, match="the prompt ends in an image; with gprune at least one token has to follow"):
         answers(llm, [request])
     check(llm, reference, [([image], None, "what is there?")])
 
 
-def test_videos_are_refused(llm: Any, reference: tuple[Any, Any]) -> None:
+def test_videos_are_refused(path: Path, llm: Any, reference: tuple[Any, Any]) -> None:
     """vLLM would prune them by a method of its own."""
     from vllm.exceptions import VLLMValidationError
 
     video = np.zeros((4, 64, 64, 3), dtype=np.uint8)
     metadata = {"fps": 1.0, "duration": 4.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
-    request = {
-        "prompt": QWEN["vision_start"] + QWEN["video"] + QWEN["vision_end"],
-        "multi_modal_data": {"video": [(video, metadata)]},
-    }
+    marks = GLM_VIDEO if path.name.startswith("glm") else QWEN_VIDEO
+    request = {"prompt": "".join(marks), "multi_modal_data": {"video": [(video, metadata)]}}
     with pytest.raises(VLLMValidationError, match=r"At most 0 video\(s\) may be provided"):
         answers(llm, [request])
     check(llm, reference, [([picture(64, 64, seed=61)], None, "what is there?")])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..tokens import Keep
 from .host import GRIDS
-from .one_axis import PruningModel
+from .one_axis import EagerEncoder, PruningModel, Signals
 from .places import Placed, fill_in, prompt_positions, split_places, with_places
 from .processing import PROFILING, PruningProcessor
 
@@ -96,7 +96,7 @@ class PlacingProcessor(PruningProcessor):
             )
 
 
-class PlacingModel(PruningModel):
+class PlacingModel(EagerEncoder, PruningModel):
     """Goes before a model of vLLM: what comes out of the encoder has its place in columns after the features."""
 
     _sizes: ClassVar[str] = "image_grid_thw"
@@ -110,12 +110,6 @@ class PlacingModel(PruningModel):
             if not hasattr(self, self._own_pruning):
                 raise GRIDS.refusal([f"{type(self).__name__}.{self._own_pruning} is missing"])
             setattr(self, self._own_pruning, False)
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        """Without any input: a graph ends where pruning begins."""
-        config = super().get_encoder_cudagraph_config()
-        config.modalities = []
-        return config
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """int64 [3, n], all but the heights and widths of visual tokens; and the lead of what follows."""
@@ -150,9 +144,17 @@ class PlacingModel(PruningModel):
         following = int(mrope_positions[0, -1]) + 1  # the last token is text
         return [features for features, _ in parts], mrope_positions, following - mrope_positions.shape[1]
 
-    def _prune(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
+    def _prune(self, features: Tensor, keep: Keep, size: tuple[int, int], signals: Signals) -> Tensor:
         columns = size[1] // self.config.vision_config.spatial_merge_size
         return with_places(features, self._choose(features, keep, size), columns)
+
+
+class LayeredModel(PlacingModel):
+    """Goes before a model whose features of inner layers of the vision tower lie beside the last ones."""
+
+    def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
+        """By the last features alone."""
+        return super()._choose(features[:, : self.visual_dim], keep, size)
 
 
 def check_offered(config: Any) -> None:
@@ -224,7 +226,5 @@ class GPruneQwen2_5_VLForConditionalGeneration(PlacingModel, Qwen2_5_VLForCondit
 
 
 @MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder)
-class GPruneQwen3VLForConditionalGeneration(PlacingModel, Qwen3VLForConditionalGeneration):
-    def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
-        """By the last features: those of inner layers of the vision tower lie beside them."""
-        return super()._choose(features[:, : self.visual_dim], keep, size)
+class GPruneQwen3VLForConditionalGeneration(LayeredModel, Qwen3VLForConditionalGeneration):
+    pass
