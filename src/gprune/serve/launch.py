@@ -58,7 +58,7 @@ def server_arguments(
     Raises:
         ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
     """
-    served_pruner(method, keep)
+    served_pruner(method, keep, config)
     overrides: dict[str, Any] = {
         "architectures": [served_architecture(config, experimental)],
         METHOD: method,

@@ -44,10 +44,12 @@ class Shortened(PromptUpdateDetails):
     Args:
         before: placeholders of the image before.
         kept: those that are left.
+        text: how many of both are for text between visual tokens.
     """
 
     before: int = 0
     kept: int = 0
+    text: int = 0
 
 
 class PruningProcessor(Base):
@@ -69,8 +71,8 @@ class PruningProcessor(Base):
         if inputs.hf_processor_mm_kwargs is not PROFILING:
             for (update,) in result.prompt_updates.get("image", ()):
                 if isinstance(update.content, Shortened):
-                    metrics.VISUAL.inc(update.content.before)
-                    metrics.KEPT.inc(update.content.kept)
+                    metrics.VISUAL.inc(update.content.before - update.content.text)
+                    metrics.KEPT.inc(update.content.kept - update.content.text)
         return result
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> Any:
@@ -129,8 +131,8 @@ class PruningProcessor(Base):
             others = end - start - sum(ranked)
             left = others + sum(kept_count([sum(ranked)] if scope == "image" else ranked, keep))
             full = [*details.full[:start], *[token] * left, *details.full[end:]]
-            between = end - start - details.full.count(token)
-            return Shortened(full, details.is_embed, end - start - between, left - between)
+            text = end - start - details.full.count(token)
+            return Shortened(full, details.is_embed, end - start, left, text)
 
         return PromptReplacement(update.modality, update.target, replacement)
 
