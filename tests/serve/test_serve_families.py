@@ -15,10 +15,10 @@ from gprune.serve.families import (
     EXPERIMENTAL,
     LLAVA_PIXTRAL,
     MODULES,
-    ONE_AXIS,
+    ONE_AXIS_MODELS,
     SERVED,
     UNSERVED,
-    WOVEN,
+    WOVEN_MODELS,
     served_architecture,
     views,
     woven_views,
@@ -53,7 +53,7 @@ WHY = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ONE_AXIS)
+@pytest.mark.parametrize("name", ONE_AXIS_MODELS)
 def test_views_are_those_of_the_family(name: str, size: Size) -> None:
     family = FAMILIES[name]
     count, layout = family.image_layout(size)
@@ -73,7 +73,7 @@ def test_a_view_has_the_grid_that_the_processor_tells(name: str, size: Size) -> 
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", WOVEN)
+@pytest.mark.parametrize("name", WOVEN_MODELS)
 def test_views_between_which_there_is_text(name: str, size: Size) -> None:
     family = FAMILIES[name]
     _, layout = family.image_layout(size)

@@ -16,7 +16,7 @@ import gprune.contract
 from gprune.cli import main
 from gprune.contract import UnsupportedHost
 from gprune.serve.families import MODULES
-from gprune.serve.host import GLM, GRIDS, KEYS, MEDIA, MODELS, QWEN_MOE, REQUESTS, TOWERS, WOVEN
+from gprune.serve.host import GLM, GRIDS, KEYS, MEDIA, MODELS, QWEN_MOE, REQUESTS, TOWER_LAYERS, WOVEN
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -68,7 +68,7 @@ def test_the_installed_vllm_fits() -> None:
     gprune.contract.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS, QWEN_MOE, GLM, WOVEN, TOWERS):
+        for contract in (REQUESTS, MEDIA, KEYS, MODELS, GRIDS, QWEN_MOE, GLM, WOVEN, TOWER_LAYERS):
             contract.check()
     assert not [each for each in warned if "gprune was tested" in str(each.message)]
 

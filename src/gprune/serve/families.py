@@ -17,45 +17,45 @@ from ..families.tiling import tiling
 from ..families.views import scaled
 from ..tokens import View
 
-ONE_AXIS = {
+ONE_AXIS_MODELS = {
     "llava": "GPruneLlavaForConditionalGeneration",
     "llava_next": "GPruneLlavaNextForConditionalGeneration",
     "llava_onevision": "GPruneLlavaOnevisionForConditionalGeneration",
     "internvl": "GPruneInternVLForConditionalGeneration",
 }
-WOVEN = {
+WOVEN_MODELS = {
     "mistral3": "GPruneMistral3ForConditionalGeneration",
     "idefics3": "GPruneIdefics3ForConditionalGeneration",
     "smolvlm": "GPruneSmolVLMForConditionalGeneration",
     "lfm2_vl": "GPruneLfm2VlForConditionalGeneration",
 }
-QWEN = {
+_QWEN = {
     "qwen2_vl": "GPruneQwen2VLForConditionalGeneration",
     "qwen2_5_vl": "GPruneQwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "GPruneQwen3VLForConditionalGeneration",
 }
-QWEN_MOE = {
+_QWEN_MOE = {
     "qwen3_vl_moe": "GPruneQwen3VLMoeForConditionalGeneration",
 }
-GLM = {
+_GLM = {
     "glm4v": "GPruneGlm4vForConditionalGeneration",
     "glm4v_moe": "GPruneGlm4vMoeForConditionalGeneration",
 }
 LLAVA_PIXTRAL = "GPruneLlavaPixtralForConditionalGeneration"
 """That of a llava whose vision tower is a Pixtral."""
 
-SERVED = ONE_AXIS | WOVEN
+SERVED = ONE_AXIS_MODELS | WOVEN_MODELS
 """Names of the architectures that `plugin.register` adds to vLLM, by model_type."""
 
-EXPERIMENTAL = QWEN | QWEN_MOE | GLM
+EXPERIMENTAL = _QWEN | _QWEN_MOE | _GLM
 """Those that an operator has to ask for."""
 
 MODULES = {
-    "one_axis": (*ONE_AXIS.values(),),
-    "woven": (*WOVEN.values(), LLAVA_PIXTRAL),
-    "qwen": (*QWEN.values(),),
-    "qwen_moe": (*QWEN_MOE.values(),),
-    "glm": (*GLM.values(),),
+    "one_axis": (*ONE_AXIS_MODELS.values(),),
+    "woven": (*WOVEN_MODELS.values(), LLAVA_PIXTRAL),
+    "qwen": (*_QWEN.values(),),
+    "qwen_moe": (*_QWEN_MOE.values(),),
+    "glm": (*_GLM.values(),),
 }
 """The architectures of each module of this room."""
 
@@ -127,7 +127,7 @@ def views(config: Any, count: int, size: tuple[int, int], device: torch.device |
 def woven_views(
     config: Any, visual: Tensor, shapes: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> tuple[View, ...]:
-    """The views of an image of one of `WOVEN`, or of a llava with a Pixtral, between whose tokens there is text.
+    """The views of an image of one of `WOVEN_MODELS`, or of a llava with a Pixtral, between whose tokens there is text.
 
     In Pixtral text ends lines, in the others it tells tiles apart.
 

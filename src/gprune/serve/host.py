@@ -180,7 +180,7 @@ WOVEN = _vllm(
 )
 """The models with text between the visual tokens of an image; for `woven.py`."""
 
-TOWERS = _vllm(
+TOWER_LAYERS = _vllm(
     (
         "vllm.distributed:get_tensor_model_parallel_world_size()",
         "vllm.distributed:tensor_model_parallel_all_reduce(input_)",

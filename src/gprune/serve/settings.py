@@ -31,10 +31,10 @@ _MOST = 2.0**53
 """More tokens than any image has; up to here a float64 counts exactly."""
 
 
-READABLE = ("clip_vision_model", "siglip_vision_model")
+READ_TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose attention can be read in vLLM, by model_type."""
 
-READ = ("llava", "llava_next", "llava_onevision")
+READ_FAMILIES = ("llava", "llava_next", "llava_onevision")
 """The models of which that was tested."""
 
 _WHY: dict[Need, str] = {
@@ -130,4 +130,4 @@ def _refusal(kind: type[Method], needs: Sequence[Need], config: Any) -> str | No
 
 
 def _is_readable(config: Any) -> bool:
-    return config is not None and config.model_type in READ and config.vision_config.model_type in READABLE
+    return config is not None and config.model_type in READ_FAMILIES and config.vision_config.model_type in READ_TOWERS

@@ -17,14 +17,17 @@ from torch.nn import Module
 from transformers import AutoModelForImageTextToText
 
 from .. import host
-from ..attach.tower_reading import Reading, attention_received, middle_of
+from ..attach import attention_received, middle_of
 from ..families.table import FAMILIES, MIDDLE
 from ..families.tiling import tiling
 from ..pruners.base import Need
-from .host import TOWERS
+from .host import TOWER_LAYERS
 
-with TOWERS.checked():
+with TOWER_LAYERS.checked():
     from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+
+_Reading = tuple[Tensor, Tensor]
+"""Of the tokens of B pictures: the attention that each receives, float32 [B, n], and its key, float32 [B, n, dk]."""
 
 
 class TowerReader:
@@ -48,9 +51,9 @@ class TowerReader:
             self._base: Any = AutoModelForImageTextToText.from_config(config).base_model
 
     @contextmanager
-    def reading(self) -> Iterator[dict[str, list[Reading]]]:
-        """While it lasts, a `Reading` is appended to the list of a layer whenever that is called."""
-        readings: dict[str, list[Reading]] = {name: [] for name in self._layers}
+    def reading(self) -> Iterator[dict[str, list[_Reading]]]:
+        """While it lasts, what is read is appended to the list of a layer whenever that is called."""
+        readings: dict[str, list[_Reading]] = {name: [] for name in self._layers}
         handles = [
             layer.register_forward_pre_hook(partial(self._read, readings[name])) for name, layer in self._layers.items()
         ]
@@ -61,7 +64,7 @@ class TowerReader:
                 handle.remove()
 
     def signals(
-        self, readings: Mapping[str, Sequence[Reading]], inputs: Mapping[str, Any], features: Sequence[Tensor]
+        self, readings: Mapping[str, Sequence[_Reading]], inputs: Mapping[str, Any], features: Sequence[Tensor]
     ) -> list[dict[str, Tensor]]:
         """What was read, for every visual token of each image.
 
@@ -74,8 +77,8 @@ class TowerReader:
             For each image "attention" float32 [n], "keys" float32 [n, dk], and "middle attention" if needed; NaN at
             newlines.
         """
-        columns = [torch.cat([each.attention for each in of_layer])[..., None] for of_layer in readings.values()]
-        values = torch.cat([*columns, torch.cat([each.keys for each in readings["attention"]])], dim=-1)
+        columns = [torch.cat([attention for attention, _ in of_layer])[..., None] for of_layer in readings.values()]
+        values = torch.cat([*columns, torch.cat([keys for _, keys in readings["attention"]])], dim=-1)
         pictures = [pixels.shape[0] if pixels.ndim == 4 else 1 for pixels in inputs["pixel_values"]]
         known, sizes = FAMILIES[self._base.config.model_type], inputs.get("image_sizes")
         assert known.tower is not None
@@ -90,10 +93,10 @@ class TowerReader:
             signals.append({**scores, "keys": flat[:, len(readings) :]})
         return signals
 
-    def _read(self, own: list[Reading], layer: Any, args: tuple[Tensor, ...]) -> None:
+    def _read(self, own: list[_Reading], layer: Any, args: tuple[Tensor, ...]) -> None:
         query, key = (each.unflatten(-1, (-1, layer.head_size)).transpose(1, 2) for each in args[:2])
         attention = attention_received(query, key, None, layer.scale, self._class_token)
-        own.append(Reading(_over_workers(attention), _over_workers(key.float().mean(1))))
+        own.append((_over_workers(attention), _over_workers(key.float().mean(1))))
 
 
 def _over_workers(mean: Tensor) -> Tensor:
