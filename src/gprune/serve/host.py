@@ -171,6 +171,7 @@ WOVEN = _vllm(
         ),
         f"{_MODELS}.idefics3:Idefics3ForConditionalGeneration.get_encoder_cudagraph_config()",
         f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.get_encoder_cudagraph_config()",
+        f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.hf_to_vllm_mapper",
         f"{_MODELS}.llava:LlavaForConditionalGeneration.embed_input_ids(input_ids, ...)",
         f"{_MODELS}.llava:PixtralHFMultiModalProcessor",
         f"{_MODELS}.llava:PixtralHFProcessingInfo",

@@ -80,14 +80,14 @@ class TowerReader:
         columns = [torch.cat([attention for attention, _ in of_layer])[..., None] for of_layer in readings.values()]
         values = torch.cat([*columns, torch.cat([keys for _, keys in readings["attention"]])], dim=-1)
         pictures = [pixels.shape[0] if pixels.ndim == 4 else 1 for pixels in inputs["pixel_values"]]
-        known, sizes = FAMILIES[self._base.config.model_type], inputs.get("image_sizes")
+        known = FAMILIES[self._base.config.model_type]
         assert known.tower is not None
         signals = []
         for index, (own, image) in enumerate(zip(values.split(pictures), features, strict=True)):
             arguments = {}
             if known.tiling == "any resolution":
-                arguments["image_sizes"] = sizes[index : index + 1].cpu()
-                own = own[: tiling(self._base.config, tuple(sizes[index].tolist())).tiles]  # what follows is padding
+                arguments["image_sizes"] = size = inputs["image_sizes"][index : index + 1].cpu()
+                own = own[: tiling(self._base.config, tuple(size[0].tolist())).tiles]  # what follows is padding
             flat = known.tower.image(self._base, own, arguments, len(image)).reshape(-1, values.shape[-1])
             scores = dict(zip(readings, flat.unbind(-1), strict=False))
             signals.append({**scores, "keys": flat[:, len(readings) :]})

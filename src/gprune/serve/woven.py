@@ -16,7 +16,7 @@ from torch import Tensor
 from ..tokens import Keep, VisualTokens
 from .families import woven_views
 from .host import WOVEN
-from .one_axis import EagerEncoder, PruningModel
+from .one_axis import FLAT_TOWER, EagerEncoder, PruningModel
 from .processing import PruningProcessor, span_of
 from .settings import KEEP, unpacked
 
@@ -152,6 +152,8 @@ class GPruneSmolVLMForConditionalGeneration(EagerEncoder, WovenModel, SmolVLMFor
 )
 class GPruneLfm2VlForConditionalGeneration(EagerEncoder, WovenModel, Lfm2VLForConditionalGeneration):
     """LFM2-VL, whose parts of an image have shapes of their own."""
+
+    hf_to_vllm_mapper = FLAT_TOWER | Lfm2VLForConditionalGeneration.hf_to_vllm_mapper
 
     def _shapes(self, inputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
         shapes = inputs.get("spatial_shapes")
