@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 import transformers as T
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, LlavaOnevisionImageProcessor, LlavaOnevisionVideoProcessor
+from transformers.models.glm4v.image_processing_glm4v import Glm4vImageProcessor
+from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.idefics3.image_processing_idefics3 import Idefics3ImageProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
+from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -29,6 +35,28 @@ QWEN = {
     "image": "<|image_pad|>",
     "video": "<|video_pad|>",
     "vision_end": "<|vision_end|>",
+}
+MOST = 12
+"""Tokens of the longest side of an image of Pixtral."""
+TILES: dict[str, Any] = {"size": {"longest_edge": 3 * TILE}, "max_image_size": {"longest_edge": TILE}}
+GLM = {
+    "image_start": "<|begin_of_image|>",
+    "image": "<|image|>",
+    "image_end": "<|end_of_image|>",
+    "video_start": "<|begin_of_video|>",
+    "video": "<|video|>",
+    "video_end": "<|end_of_video|>",
+}
+QWEN_VIDEO = QWEN["vision_start"], QWEN["video"], QWEN["vision_end"]
+GLM_VIDEO = GLM["video_start"], GLM["video"], GLM["video_end"]
+"""What stands for a video in a prompt."""
+
+ROPE = ("mrope_interleaved", "partial_rotary_factor")
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
 }
 
 
@@ -106,6 +134,85 @@ def write_internvl(folder: Path) -> Path:
     return _write(T.InternVLForConditionalGeneration(config), processor, folder)
 
 
+def write_llava_pixtral(folder: Path) -> Path:
+    """Pixtral and Llama: images of any shape, whose lines end in a token of text."""
+    processor = _pixtral_processor(merge=1)
+    config = T.LlavaConfig(
+        vision_config=_vision("pixtral", head_dim=32, image_size=MOST * CELL),
+        text_config=_text("llama", len(processor.tokenizer)),
+        image_token_index=processor.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _write(T.LlavaForConditionalGeneration(config), processor, folder)
+
+
+def write_mistral3(folder: Path) -> Path:
+    """Pixtral and Mistral: the same, with four patches a token."""
+    processor = _pixtral_processor(merge=2)
+    config = T.Mistral3Config(
+        vision_config=_vision("pixtral", head_dim=32, image_size=MOST * CELL),
+        text_config=_text("mistral", len(processor.tokenizer)) | {"sliding_window": None},
+        image_token_index=processor.image_token_id,
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
+    )
+    return _write(T.Mistral3ForConditionalGeneration(config), processor, folder)
+
+
+def write_idefics3(folder: Path) -> Path:
+    """SigLIP and Llama: tiles that tokens of text tell apart, and an overview after them."""
+    tokenizer = _tiles_tokenizer()
+    image_processor = Idefics3ImageProcessor(**TILES)
+    processor = T.Idefics3Processor(image_processor, tokenizer, image_seq_len=16, chat_template=CHAT_TEMPLATE)
+    return _write(T.Idefics3ForConditionalGeneration(_tiles(T.Idefics3Config, tokenizer)), processor, folder)
+
+
+def write_smolvlm(folder: Path) -> Path:
+    """The same, with a processor of videos too."""
+    from transformers.models.smolvlm.image_processing_smolvlm import SmolVLMImageProcessor
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    tokenizer = _tiles_tokenizer()
+    videos = SmolVLMVideoProcessor(**TILES, video_sampling={"fps": 1, "max_frames": 4, "video_size": TILES["size"]})
+    processor = T.SmolVLMProcessor(
+        SmolVLMImageProcessor(**TILES), tokenizer, videos, image_seq_len=16, chat_template=CHAT_TEMPLATE
+    )
+    return _write(T.SmolVLMForConditionalGeneration(_tiles(T.SmolVLMConfig, tokenizer)), processor, folder)
+
+
+def write_lfm2_vl(folder: Path) -> Path:
+    """SigLIP 2 and layers of convolution: an image of any shape, or tiles and an overview of any shape."""
+    names = ["image_start", "image_end", "img_thumbnail", *_tile_names("img_row_{}_col_{}")]
+    tokenizer = _with_tokens({"image_token": "<image>", **{f"{name}_token": f"<|{name}|>" for name in names}})
+    image_processor = Lfm2VlImageProcessor(
+        encoder_patch_size=PATCH,
+        tile_size=TILE,
+        min_image_tokens=4,
+        max_image_tokens=(TILE // CELL) ** 2,
+        max_tiles=6,
+        size={"height": TILE, "width": TILE},
+    )
+    processor = T.Lfm2VlProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+    tower = {name: value for name, value in _vision("siglip2_vision_model").items() if name != "image_size"}
+    text = _text("lfm2", len(tokenizer)) | {
+        "architectures": ["Lfm2ForCausalLM"],
+        "layer_types": ["conv", "conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "block_dim": TEXT_WIDTH,
+        "conv_dim": TEXT_WIDTH,
+    }
+    config = T.Lfm2VlConfig(
+        vision_config={**tower, "num_patches": (TILE // PATCH) ** 2, "vision_use_head": False},
+        text_config=text,
+        image_token_id=IMAGE,
+        projector_hidden_size=64,
+        downsample_factor=2,
+        tie_word_embeddings=False,
+    )
+    return _write(T.Lfm2VlForConditionalGeneration(config), processor, folder)
+
+
 def write_qwen2_vl(folder: Path) -> Path:
     """Images of any size, positions along three axes."""
     tower = {"embed_dim": 64, "hidden_size": TEXT_WIDTH, "mlp_ratio": 2}
@@ -128,25 +235,108 @@ def write_qwen3_vl(folder: Path) -> Path:
     return _write(T.Qwen3VLForConditionalGeneration(config), processor, folder)
 
 
+def write_qwen3_vl_moe(folder: Path) -> Path:
+    """The same with experts."""
+    tower = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], **QWEN_TOWER}
+    processor = _qwen_processor(T.Qwen3VLProcessor, Qwen3VLVideoProcessor)
+    config = _qwen(T.Qwen3VLMoeConfig, processor, tower, mrope_interleaved=True, **EXPERTS)
+    _write(T.Qwen3VLMoeForConditionalGeneration(config), processor, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: each.mT.contiguous() if ".experts." in name else each for name, each in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})  # as those who trained it wrote experts
+    return folder
+
+
+def write_glm4v(folder: Path) -> Path:
+    """Images of any size, positions along three axes."""
+    processor = _glm_processor()
+    return _write(T.Glm4vForConditionalGeneration(_glm(T.Glm4vConfig, processor)), processor, folder)
+
+
+def write_glm4v_moe(folder: Path) -> Path:
+    """The same with experts."""
+    processor = _glm_processor()
+    config = _glm(
+        T.Glm4vMoeConfig,
+        processor,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+    )
+    return _write(T.Glm4vMoeForConditionalGeneration(config), processor, folder)
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llava": write_llava,
     "llava_onevision": write_onevision,
     "internvl": write_internvl,
+    "llava_pixtral": write_llava_pixtral,
+    "mistral3": write_mistral3,
+    "idefics3": write_idefics3,
+    "smolvlm": write_smolvlm,
+    "lfm2_vl": write_lfm2_vl,
 }
-"""By model_type; of llava_next there is the model in the package."""
+"""By model_type and where it matters tower; of llava_next there is the model in the package."""
 
 EXPERIMENTAL: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": write_qwen2_5_vl,
     "qwen2_vl": write_qwen2_vl,
     "qwen3_vl": write_qwen3_vl,
+    "qwen3_vl_moe": write_qwen3_vl_moe,
+    "glm4v": write_glm4v,
+    "glm4v_moe": write_glm4v_moe,
 }
 
 
-def _qwen(kind: type[Any], processor: Any, tower: dict[str, Any], **rope: Any) -> Any:
+def _pixtral_processor(merge: int) -> Any:
+    tokenizer = _with_tokens({"image_token": "[IMG]", "break_token": "[IMG_BREAK]", "end_token": "[IMG_END]"})
+    size = {"longest_edge": MOST * CELL}
+    return T.PixtralProcessor(
+        PixtralImageProcessor(size=size, patch_size={"height": PATCH, "width": PATCH}),
+        tokenizer,
+        patch_size=PATCH,
+        spatial_merge_size=merge,
+        chat_template=CHAT_TEMPLATE.replace("<image>", "[IMG]"),
+    )
+
+
+def _tiles_tokenizer() -> Any:
+    names = ["fake_token_around_image", "end_of_utterance", "global-img", *_tile_names("row_{}_col_{}")]
+    return _with_tokens({"image_token": "<image>", **{f"{name}_token": f"<{name}>" for name in names}})
+
+
+def _tile_names(pattern: str) -> list[str]:
+    return [pattern.format(row, column) for row in range(1, 7) for column in range(1, 7)]
+
+
+def _tiles(kind: type[Any], tokenizer: Any) -> Any:
+    vision = {name: value for name, value in _vision("").items() if name != "model_type"}
+    return kind(
+        vision_config=vision,
+        text_config=_text("llama", len(tokenizer)),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen(kind: type[Any], processor: Any, tower: dict[str, Any], **text: Any) -> Any:
     ids = {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(token) for name, token in QWEN.items()}
-    text = _text("", len(processor.tokenizer))
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], **rope}
-    del text["model_type"]
+    return kind(**_placed(processor, tower, **text), **ids)
+
+
+def _glm(kind: type[Any], processor: Any, **text: Any) -> Any:
+    ids = {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(token) for name, token in GLM.items()}
+    tower = {"hidden_size": 64, "intermediate_size": 256, "out_hidden_size": TEXT_WIDTH, "image_size": TILE}
+    return kind(**_placed(processor, tower, partial_rotary_factor=1.0, **text), **ids)
+
+
+def _placed(processor: Any, tower: dict[str, Any], **text: Any) -> dict[str, Any]:
+    """Settings of a model with positions along three axes; those of rotation go where rotation is set."""
+    settings = {name: value for name, value in _text("", len(processor.tokenizer)).items() if name != "model_type"}
+    rope = {name: text.pop(name) for name in ROPE if name in text}
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], **rope}
     vision = {
         "depth": 3,
         "num_heads": 2,
@@ -155,7 +345,7 @@ def _qwen(kind: type[Any], processor: Any, tower: dict[str, Any], **rope: Any) -
         "temporal_patch_size": 2,
         **tower,
     }
-    return kind(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    return {"text_config": settings | text, "vision_config": vision, "tie_word_embeddings": False}
 
 
 def _qwen_processor(kind: type[Any], videos: type[Any]) -> Any:
@@ -164,6 +354,15 @@ def _qwen_processor(kind: type[Any], videos: type[Any]) -> Any:
     pixels = {"shortest_edge": 4 * CELL**2, "longest_edge": 300 * CELL**2}
     sizes = {"size": pixels, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
     return kind(Qwen2VLImageProcessor(**sizes), tokenizer, videos(**sizes), chat_template=template)
+
+
+def _glm_processor() -> Any:
+    tokenizer = _with_tokens({f"{name}_token": token for name, token in GLM.items()})
+    template = CHAT_TEMPLATE.replace("<image>", GLM["image_start"] + GLM["image"] + GLM["image_end"])
+    pixels = {"shortest_edge": 4 * CELL**2, "longest_edge": 2 * 300 * CELL**2}
+    sizes = {"size": pixels, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    videos = Glm4vVideoProcessor(**sizes)
+    return T.Glm4vProcessor(Glm4vImageProcessor(**sizes), tokenizer, videos, chat_template=template)
 
 
 def _with_tokens(extra: dict[str, str]) -> Any:

@@ -16,9 +16,21 @@ from standing import Host
 import gprune.contract
 from gprune.cli import main
 from gprune.contract import Contract
-from gprune.serve.host import GRIDS, KEYS, MEDIA, MODELS, PLACES, REQUESTS
+from gprune.serve.families import MODULES
+from gprune.serve.host import (
+    GLM,
+    GRIDS,
+    KEYS,
+    MEDIA,
+    MODELS,
+    PLACES,
+    QWEN_MOE,
+    REQUESTS,
+    TOWER_LAYERS,
+    WOVEN,
+)
 
-CONTRACTS = (REQUESTS, MEDIA, KEYS, MODELS, PLACES, GRIDS)
+CONTRACTS = (REQUESTS, MEDIA, KEYS, MODELS, PLACES, GRIDS, QWEN_MOE, GLM, WOVEN, TOWER_LAYERS)
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -42,8 +54,10 @@ def test_the_command_refuses_before_vllm_starts(
     missing = contract.names[-1].partition("(")[0]
     owner, last = hosts[0].owner(missing)
     delattr(owner, last)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
-    code, error = told(capsys, *((str(tmp_path), "--experimental") if contract is GRIDS else ("embedded",)))
+    served = {GRIDS: "qwen2_vl", QWEN_MOE: "qwen3_vl_moe", GLM: "glm4v", WOVEN: "mistral3"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": served.get(contract, "llava")}))
+    method = "clsattention" if contract is TOWER_LAYERS else "gprune"
+    code, error = told(capsys, str(tmp_path), "--experimental", "--method", method)
     assert code == 1 and "Traceback" not in error
     assert error.splitlines()[-1] == (
         f"gprune: vllm 0.41.0 is installed, where gprune relies on what is not there: {missing} is missing. "
@@ -65,7 +79,7 @@ def test_the_plugin_leaves_a_vllm_that_is_shaped_otherwise_alone(monkeypatch: py
     models = SimpleNamespace(register_model=lambda name, module: registered.append(name))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=models, __path__=[]))
     register()
-    assert len(registered) == 7
+    assert sorted(registered) == sorted(name for names in MODULES.values() for name in names)
 
 
 def test_the_installed_vllm_fits() -> None:
@@ -81,13 +95,13 @@ def test_the_installed_vllm_fits() -> None:
 def test_all_that_is_overridden_is_listed() -> None:
     """A method of vLLM by another name would no longer be overridden, which nothing else would notice."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
-    from gprune.serve import media, one_axis, placing, processing, qwen
+    from gprune.serve import glm, media, one_axis, placing, processing, qwen, qwen_moe, woven
 
-    contracts = (REQUESTS, MEDIA, MODELS, PLACES, GRIDS)
+    contracts = (REQUESTS, MEDIA, MODELS, PLACES, GRIDS, QWEN_MOE, GLM, WOVEN)
     listed = {name.rpartition(".")[2].partition("(")[0] for each in contracts for name in each.names}
     kinds = [
         kind
-        for module in (media, one_axis, placing, processing, qwen)
+        for module in (media, one_axis, placing, processing, qwen, qwen_moe, glm, woven)
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__.startswith("gprune.serve")
     ]

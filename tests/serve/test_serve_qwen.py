@@ -1,4 +1,4 @@
-"""vLLM with the plug-in answers as transformers does where kept tokens keep their places in a grid."""
+"""vLLM with the plug-in answers as transformers does where kept tokens keep their places in a grid: Qwen-VL, GLM-4V."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engines import STEPS, answers, engine, expected, load, picture, prompt, pruned
 from PIL import Image
-from servable import EXPERIMENTAL, QWEN
+from servable import EXPERIMENTAL, GLM_VIDEO, QWEN_VIDEO
 
 from gprune import GPrune, Keep
 
@@ -18,6 +18,11 @@ DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90), (160, 24))
 BUDGETS = (None, 0.5, 20, 1, 1.0)
 Asked = tuple[Sequence[Image.Image], Keep | None, str]
+
+
+def marks_of(path: Path) -> Sequence[str]:
+    """What begins a video, stands for it and ends it; images begin and end alike."""
+    return GLM_VIDEO if path.name.startswith("glm") else QWEN_VIDEO
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTAL)
@@ -69,7 +74,7 @@ def test_a_prompt_whose_image_is_partly_in_the_cache(llm: Any, reference: tuple[
     check(llm, reference, [(images, 0.5, "what is there?")])
     (again,) = check(llm, reference, [(images, 0.5, "how many shapes?")])
     (other,) = check(llm, reference, [(images, 0.4, "how many shapes?")])
-    visual = reference[1].tokenizer.convert_tokens_to_ids(QWEN["image"])
+    visual = reference[1].image_token_id
     border = again.num_cached_tokens
     assert again.prompt_token_ids[border - 1 : border + 1] == [visual, visual]
     assert other.num_cached_tokens < border
@@ -86,7 +91,7 @@ def test_images_that_span_more_positions_than_tokens(llm: Any, reference: tuple[
 def test_an_image_may_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
     """What follows goes on after all of it."""
     model, processor = reference
-    text, image = QWEN["vision_start"] + QWEN["image"], picture(100, 40, seed=60)
+    text, image = f"what is {processor.image_token}", picture(100, 40, seed=60)
     inputs = processor(text=[text], images=[image], return_tensors="pt")
     with GPrune(DEFAULT).attach(model):
         whole = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[0].tolist()
@@ -94,16 +99,16 @@ def test_an_image_may_come_last(llm: Any, reference: tuple[Any, Any]) -> None:
     assert list(output.outputs[0].token_ids) == whole[-STEPS:]
 
 
-def test_videos_are_not_pruned(llm: Any, reference: tuple[Any, Any]) -> None:
-    """Beside a picture of which all is kept; those of Qwen3-VL are refused."""
+def test_videos_are_not_pruned(path: Path, llm: Any, reference: tuple[Any, Any]) -> None:
+    """Beside a picture of which all is kept; those of other models than Qwen2-VL and Qwen2.5-VL are refused."""
     from vllm.exceptions import VLLMValidationError
 
     model, processor = reference
     video = np.stack([np.asarray(picture(64, 40, seed=70 + i)) for i in range(4)])
     metadata = {"fps": 1.0, "duration": 4.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
     image = picture(40, 64, seed=80)
-    parts = (QWEN["vision_start"] + QWEN[kind] + QWEN["vision_end"] for kind in ("video", "image"))
-    text = "what is ".join(parts) + "?"
+    start, pad, end = marks_of(path)
+    text = "what is ".join(start + token + end for token in (pad, processor.image_token)) + "?"
     inputs = processor(
         text=[text],
         images=[image],
@@ -114,7 +119,7 @@ def test_videos_are_not_pruned(llm: Any, reference: tuple[Any, Any]) -> None:
     )
     media = {"video": [(video, metadata)], "image": [image]}
     request = {"prompt": text, "multi_modal_data": media, "mm_processor_kwargs": {"gprune_keep": 1.0}}
-    if model.config.model_type == "qwen3_vl":
+    if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
         with pytest.raises(VLLMValidationError, match=r"At most 0 video\(s\) may be provided"):
             answers(llm, [request])
         return

@@ -8,6 +8,7 @@ from .preview import encoded, reports_of, visual_tokens
 from .report import ImageReport
 from .run import Run, attach, refusal
 from .support import family_of, unwrapped
+from .tower_reading import attention_received, middle_of
 from .verification import verify
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "Run",
     "UnsupportedModel",
     "attach",
+    "attention_received",
     "encoded",
     "family_of",
+    "middle_of",
     "refusal",
     "reports_of",
     "uneven_attention",

@@ -139,8 +139,13 @@ def layer_index(base: Any, tower: Module, arguments: Arguments) -> int:
 
 def middle_index(tower: Module, last: int) -> int:
     """Of the middle attention layer: 9 of 24 or as deep, at most `last`; in towers with windows one without."""
-    index = min(len(host.attention_layers(tower)) * 3 // 8, last)
+    index = middle_of(len(host.attention_layers(tower)), last)
     return min(host.whole_layers(tower) or (index,), key=lambda whole: abs(whole - index))
+
+
+def middle_of(count: int, last: int) -> int:
+    """The index of the middle one of `count` layers: 9 of 24 or as deep, at most `last`."""
+    return min(count * 3 // 8, last)
 
 
 @dataclass(frozen=True, eq=False)

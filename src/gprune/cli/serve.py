@@ -25,7 +25,7 @@ def serve(
         ),
     ] = "0.3",
     method: Annotated[
-        str, typer.Option(help="A method that chooses by the features alone; settings follow a colon.")
+        str, typer.Option(help="A method that can be served (docs/serving.md); settings follow a colon.")
     ] = RECOMMENDED,
     positions: Annotated[
         Literal["original", "contiguous"] | None,
@@ -35,7 +35,7 @@ def serve(
         ),
     ] = None,
     experimental: Annotated[
-        bool, typer.Option("--experimental", help="Serve Qwen2-VL, Qwen2.5-VL, Qwen3-VL too; see docs/serving.md.")
+        bool, typer.Option("--experimental", help="Serve Qwen-VL and GLM-4V too; see docs/serving.md.")
     ] = False,
     max_pixels: Annotated[
         int | None,

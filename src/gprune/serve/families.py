@@ -6,6 +6,7 @@ Neither needs vLLM: the same functions say how many placeholders a prompt gets a
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,20 +17,60 @@ from ..families.tiling import tiling
 from ..families.views import scaled
 from ..tokens import View
 
-SERVED = {
+ONE_AXIS_MODELS = {
     "llava": "GPruneLlavaForConditionalGeneration",
     "llava_next": "GPruneLlavaNextForConditionalGeneration",
     "llava_onevision": "GPruneLlavaOnevisionForConditionalGeneration",
     "internvl": "GPruneInternVLForConditionalGeneration",
 }
-"""Names of the architectures that `plugin.register` adds to vLLM, by model_type."""
-
-EXPERIMENTAL = {
+WOVEN_MODELS = {
+    "mistral3": "GPruneMistral3ForConditionalGeneration",
+    "idefics3": "GPruneIdefics3ForConditionalGeneration",
+    "smolvlm": "GPruneSmolVLMForConditionalGeneration",
+    "lfm2_vl": "GPruneLfm2VlForConditionalGeneration",
+}
+_QWEN = {
     "qwen2_vl": "GPruneQwen2VLForConditionalGeneration",
     "qwen2_5_vl": "GPruneQwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "GPruneQwen3VLForConditionalGeneration",
 }
+_QWEN_MOE = {
+    "qwen3_vl_moe": "GPruneQwen3VLMoeForConditionalGeneration",
+}
+_GLM = {
+    "glm4v": "GPruneGlm4vForConditionalGeneration",
+    "glm4v_moe": "GPruneGlm4vMoeForConditionalGeneration",
+}
+LLAVA_PIXTRAL = "GPruneLlavaPixtralForConditionalGeneration"
+"""That of a llava whose vision tower is a Pixtral."""
+
+SERVED = ONE_AXIS_MODELS | WOVEN_MODELS
+"""Names of the architectures that `plugin.register` adds to vLLM, by model_type."""
+
+EXPERIMENTAL = _QWEN | _QWEN_MOE | _GLM
 """Those that an operator has to ask for."""
+
+MODULES = {
+    "one_axis": (*ONE_AXIS_MODELS.values(),),
+    "woven": (*WOVEN_MODELS.values(), LLAVA_PIXTRAL),
+    "qwen": (*_QWEN.values(),),
+    "qwen_moe": (*_QWEN_MOE.values(),),
+    "glm": (*_GLM.values(),),
+}
+"""The architectures of each module of this room."""
+
+_BF16 = "vLLM computes its layers of linear attention on CPUs in bfloat16 alone, in which no answers could be compared"
+
+UNSERVED = {
+    "aya_vision": "vLLM has no model of this family any more",
+    "gemma3": (
+        "its language model lets the tokens of an image see each other in both directions, which vLLM does on some "
+        "GPUs, where gprune was not tested, and not on CPUs"
+    ),
+    "qwen3_5": _BF16,
+    "qwen3_5_moe": _BF16,
+}
+"""Why other families cannot be served, where there is a reason beyond that nobody has tried."""
 
 
 def served_architecture(config: Any, experimental: bool = False) -> str:
@@ -51,21 +92,18 @@ def served_architecture(config: Any, experimental: bool = False) -> str:
             )
         return EXPERIMENTAL[kind]
     if kind not in SERVED:
+        because = f": {UNSERVED[kind]}" if kind in UNSERVED else ""
         raise ValueError(
-            f"vLLM cannot serve a model with model_type {kind!r} pruned; accepted are {', '.join(SERVED)}; "
+            f"vLLM cannot serve a model with model_type {kind!r} pruned{because}; accepted are {', '.join(SERVED)}; "
             f"for another one, see gprune.serve.embed or gprune batch"
         )
-    tower = config.vision_config.model_type
-    if kind == "llava" and tower == "pixtral":
-        raise ValueError(
-            f"vLLM cannot serve a llava with a vision tower of model_type {tower!r} pruned: line breaks stand between "
-            f"its visual tokens; accepted are square towers, such as CLIP and SigLIP"
-        )
+    if kind == "llava" and config.vision_config.model_type == "pixtral":
+        return LLAVA_PIXTRAL
     return SERVED[kind]
 
 
 def views(config: Any, count: int, size: tuple[int, int], device: torch.device | str = "cpu") -> tuple[View, ...]:
-    """The views of an image of one of these architectures; rows in no view are newlines.
+    """The views of an image of one of the other architectures; rows in no view are newlines.
 
     Args:
         config: of transformers.
@@ -84,6 +122,31 @@ def views(config: Any, count: int, size: tuple[int, int], device: torch.device |
         _check_count(count, math.ceil(count / tile) * tile, size)
         return tuple(View(part, scaled((1, 1), tile)) for part in rows.split(tile))
     return (View(rows, scaled(size if config.model_type in EXPERIMENTAL else (1, 1), count)),)
+
+
+def woven_views(
+    config: Any, visual: Tensor, shapes: Tensor | None = None, device: torch.device | str = "cpu"
+) -> tuple[View, ...]:
+    """The views of an image of one of `WOVEN_MODELS`, or of a llava with a Pixtral, between whose tokens there is text.
+
+    In Pixtral text ends lines, in the others it tells tiles apart.
+
+    Args:
+        config: of transformers.
+        visual: bool [n], of the tokens from the first visual one to the last, which are visual.
+        shapes: of each tile its (height, width), int64 [tiles, 2]; None: they are square.
+        device: of the views' rows.
+
+    Returns:
+        Views of the visual tokens, whose rows count these alone.
+    """
+    ends = [-1, *(~visual).nonzero().flatten().tolist(), len(visual)]
+    runs = [end - start - 1 for start, end in pairwise(ends) if end - start > 1]
+    rows = torch.arange(sum(runs), device=device)
+    if config.vision_config.model_type == "pixtral":
+        return (View(rows, (len(runs), runs[0])),)
+    sizes = [(1, 1)] * len(runs) if shapes is None else [(height, width) for height, width in shapes.tolist()]
+    return tuple(View(part, scaled(size, len(part))) for part, size in zip(rows.split(runs), sizes, strict=True))
 
 
 def _base_and_grid(config: Any, rows: Tensor, size: tuple[int, int]) -> tuple[View, ...]:

@@ -124,23 +124,94 @@ PLACES = _vllm(
 )
 """Who asks where tokens are, and tells it; for `placing.py`."""
 
+
+def _placing(module: str, stem: str) -> tuple[str, ...]:
+    """What is relied on in a model whose visual tokens have places."""
+    model, info = (f"{_MODELS}.{module}:{stem}{kind}" for kind in ("ForConditionalGeneration", "ProcessingInfo"))
+    return (
+        f"{model}(vllm_config, prefix)",
+        f"{model}.embed_multimodal()",
+        f"{model}.get_encoder_cudagraph_config()",
+        f"{model}.get_mrope_input_positions(input_tokens, mm_features)",
+        f"{info}.get_supported_mm_limits()",
+        f"{info}.get_image_processor()",
+    )
+
+
 GRIDS = _vllm(
     (
+        *_placing("qwen2_vl", "Qwen2VL"),
+        *_placing("qwen2_5_vl", "Qwen2_5_VL"),
+        *_placing("qwen3_vl", "Qwen3VL"),
         *(
-            f"{_MODELS}.{module}:{name}"
+            f"{_MODELS}.{module}:{stem}{name}"
             for module, stem in {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}.items()
             for name in (
-                f"{stem}ForConditionalGeneration(vllm_config, prefix)",
-                f"{stem}ForConditionalGeneration.embed_multimodal()",
-                f"{stem}ForConditionalGeneration.get_encoder_cudagraph_config()",
-                f"{stem}ForConditionalGeneration.get_mrope_input_positions(input_tokens, mm_features)",
-                f"{stem}MultiModalProcessor",
-                f"{stem}ProcessingInfo.get_supported_mm_limits()",
-                f"{stem}ProcessingInfo.get_image_processor()",
-                f"{stem}ProcessingInfo._get_vision_info(image_width, image_height, image_processor, mm_kwargs)",
-                f"{stem}DummyInputsBuilder",
+                "MultiModalProcessor",
+                "DummyInputsBuilder",
+                "ProcessingInfo._get_vision_info(image_width, image_height, image_processor, mm_kwargs)",
             )
         ),
     )
 )
 """The models whose visual tokens have places; for `qwen.py`."""
+
+QWEN_MOE = _vllm(_placing("qwen3_vl_moe", "Qwen3VLMoe"))
+"""The model with experts; for `qwen_moe.py`."""
+
+GLM = _vllm(
+    (
+        *_placing("glm4_1v", "Glm4v"),
+        f"{_MODELS}.glm4_1v:Glm4vMoeForConditionalGeneration(vllm_config, prefix)",
+        f"{_MODELS}.glm4_1v:Glm4vMultiModalProcessor",
+        f"{_MODELS}.glm4_1v:Glm4vProcessingInfo._get_vision_info(image_width, image_height, num_frames, do_resize, "
+        "max_image_pixels)",
+        f"{_MODELS}.glm4_1v:Glm4vProcessingInfo._get_image_max_pixels()",
+        f"{_MODELS}.glm4_1v:Glm4vDummyInputsBuilder",
+    )
+)
+"""The models of GLM-4V; for `glm.py`."""
+
+WOVEN = _vllm(
+    (
+        "vllm.multimodal.inputs:MultiModalKwargsItems.from_hf_inputs(hf_inputs, config_by_key)",
+        *(
+            f"{_MODELS}.{module}:{name}"
+            for module, stem in {"idefics3": "Idefics3", "lfm2_vl": "Lfm2VL", "mistral3": "Mistral3"}.items()
+            for name in (
+                f"{stem}ForConditionalGeneration(vllm_config, prefix)",
+                f"{stem}ForConditionalGeneration.embed_multimodal()",
+                f"{stem}ForConditionalGeneration.embed_input_ids(input_ids, ...)",
+                f"{stem}MultiModalProcessor",
+                f"{stem}ProcessingInfo",
+                f"{stem}DummyInputsBuilder",
+            )
+        ),
+        f"{_MODELS}.idefics3:Idefics3ForConditionalGeneration.get_encoder_cudagraph_config()",
+        f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.get_encoder_cudagraph_config()",
+        f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.hf_to_vllm_mapper",
+        f"{_MODELS}.llava:LlavaForConditionalGeneration.embed_input_ids(input_ids, ...)",
+        f"{_MODELS}.llava:PixtralHFMultiModalProcessor",
+        f"{_MODELS}.llava:PixtralHFProcessingInfo",
+        f"{_MODELS}.smolvlm:SmolVLMForConditionalGeneration(vllm_config, prefix)",
+        f"{_MODELS}.smolvlm:SmolVLMProcessingInfo",
+    )
+)
+"""The models with text between the visual tokens of an image; for `woven.py`."""
+
+TOWER_LAYERS = _vllm(
+    (
+        "vllm.distributed:get_tensor_model_parallel_world_size()",
+        "vllm.distributed:tensor_model_parallel_all_reduce(input_)",
+        "vllm.model_executor.layers.attention:MMEncoderAttention(num_heads, head_size, scale, ...)",
+        *(
+            f"{_MODELS}.{module}:{name}"
+            for module, stem in {"clip": "CLIP", "siglip": "Siglip"}.items()
+            for name in (
+                f"{stem}VisionModel",
+                f"{stem}Attention",
+            )
+        ),
+    )
+)
+"""The vision towers that are read; for `tower_signals.py`."""

@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any
 
+from ..contract import Contract
 from ..models import EMBEDDED
+from ..pruners import get_pruner
 from ..pruners.base import Positions
 from ..tokens import Keep
-from .families import EXPERIMENTAL, served_architecture
-from .host import GRIDS, KEYS, MEDIA, MODELS, PLACES, REQUESTS
+from .families import EXPERIMENTAL, MODULES, served_architecture
+from .host import GLM, GRIDS, KEYS, MEDIA, MODELS, PLACES, QWEN_MOE, REQUESTS, TOWER_LAYERS, WOVEN
 from .settings import AXES, CONNECTOR, KEEP, METHOD, POSITIONS, TRUST_UUID, served_pruner
 from .status import in_a_line, served
 
@@ -31,6 +33,12 @@ OVERRIDES = "--hf-overrides"
 
 HEALTH_TELLS = "gprune.serve.status.HealthTells"
 """What says at `/health` what is served."""
+
+OF_ALL = (REQUESTS, MEDIA, KEYS, MODELS, PLACES)
+"""What gprune relies on in vLLM, whatever is served."""
+
+OF_MODULE = {"woven": (WOVEN,), "qwen": (GRIDS,), "qwen_moe": (GRIDS, QWEN_MOE), "glm": (GRIDS, GLM)}
+"""And what beside it, by the module of `MODULES` that has the architecture."""
 
 KEY_FOR_ALL = "gprune.serve.key.KeyForAll"
 """What asks for the server's key at every path."""
@@ -65,7 +73,7 @@ def server_arguments(
     Raises:
         ValueError, TypeError: the model, the method or the budget cannot be served, or `others` override what is set.
     """
-    served_pruner(method, keep)
+    served_pruner(method, keep, config)
     overrides: dict[str, Any] = {
         "architectures": [served_architecture(config, experimental)],
         METHOD: method,
@@ -93,8 +101,11 @@ def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _is_experimental(arguments: Sequence[str]) -> bool:
-    return not set(EXPERIMENTAL.values()).isdisjoint(_overrides(arguments)["architectures"])
+def _contracts(overrides: Mapping[str, Any]) -> tuple[Contract, ...]:
+    (architecture,) = overrides["architectures"]
+    module = next(module for module, names in MODULES.items() if architecture in names)
+    reads_tower = get_pruner(overrides[METHOD].partition(":")[0]).needs
+    return (*OF_ALL, *OF_MODULE.get(module, ()), *([TOWER_LAYERS] if reads_tower else []))
 
 
 def server_environment(max_pixels: int) -> dict[str, str]:
@@ -181,7 +192,7 @@ def run_server(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         # Read by prometheus_client when it is imported, here and in the processes that vLLM starts.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         os.environ.update(environment)
-        for contract in (REQUESTS, MEDIA, KEYS, MODELS, PLACES, *([GRIDS] if _is_experimental(arguments) else [])):
+        for contract in _contracts(_overrides(arguments)):
             contract.check()
         sys.argv = [SERVER, *arguments]
         runpy.run_module(SERVER, run_name="__main__", alter_sys=True)

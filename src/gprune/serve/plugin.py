@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .families import EXPERIMENTAL, SERVED
+from .families import MODULES
 from .settings import CONNECTOR
 
 
@@ -19,6 +19,6 @@ def register() -> None:
     if os.environ.get("VLLM_MEDIA_CONNECTOR") == CONNECTOR:
         from . import media  # noqa: F401
 
-    for module, architectures in {"one_axis": SERVED, "qwen": EXPERIMENTAL}.items():
-        for name in architectures.values():
+    for module, architectures in MODULES.items():
+        for name in architectures:
             ModelRegistry.register_model(name, f"gprune.serve.{module}:{name}")

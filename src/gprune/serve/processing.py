@@ -44,10 +44,12 @@ class Shortened(PromptUpdateDetails):
     Args:
         before: placeholders of the image before.
         kept: those that are left.
+        text: how many of both are for text between visual tokens.
     """
 
     before: int = 0
     kept: int = 0
+    text: int = 0
 
 
 class PruningProcessor(Base):
@@ -68,10 +70,12 @@ class PruningProcessor(Base):
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)
         if inputs.hf_processor_mm_kwargs is not PROFILING:
             images = [update.content for (update,) in result.prompt_updates.get("image", ())]
-            before, kept = (sum(getattr(image, name, 0) for image in images) for name in ("before", "kept"))
+            before, kept, text = (
+                sum(getattr(image, name, 0) for image in images) for name in ("before", "kept", "text")
+            )
             self._check_room(before - kept)
-            metrics.VISUAL.inc(before)
-            metrics.KEPT.inc(kept)
+            metrics.VISUAL.inc(before - text)
+            metrics.KEPT.inc(kept - text)
         return result
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> Any:
@@ -89,11 +93,16 @@ class PruningProcessor(Base):
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, _without_keep(hf_processor_mm_kwargs), out_mm_kwargs)
+        updates = self._unpruned_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         images, keep = mm_items.get("image"), self._keep(hf_processor_mm_kwargs)
         if not isinstance(images, ImageProcessorItems):
             return updates
         return [self._shortened(update, images, keep) if update.modality == "image" else update for update in updates]
+
+    def _unpruned_updates(
+        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        return super()._get_prompt_updates(mm_items, _without_keep(hf_processor_mm_kwargs), out_mm_kwargs)
 
     def _matched_updates_from_result(self, mm_prompt_updates: Any, match_result: Mapping[str, Sequence[Any]]) -> Any:
         if any(place is None for places in match_result.values() for place in places):
@@ -136,8 +145,7 @@ class PruningProcessor(Base):
         return keep_of(self.info.get_hf_config(), request)
 
     def _shortened(self, update: Any, images: ImageProcessorItems, keep: Keep) -> Any:
-        config: Any = self.info.get_hf_config()
-        scope = pruner_of(config, keep).scope
+        scope = pruner_of(self.info.get_hf_config(), keep).scope
         token = update.target[0]
 
         def replacement(index: int) -> Shortened:
@@ -145,13 +153,25 @@ class PruningProcessor(Base):
             if not isinstance(details, PromptUpdateDetails):
                 details = PromptUpdateDetails.from_seq(details)
             width, height = images.get_image_size(index)
-            before = details.full.count(token)
-            kept = _kept(config, before, (height, width), keep, scope)
-            start = details.full.index(token)
-            full = details.full[:start] + details.full[start + before - kept :]
-            return Shortened(full, details.is_embed, before, kept)
+            start, end = span_of(details.full, token)
+            ranked = self._ranked(details.full[start:end], token, (height, width))
+            others = end - start - sum(ranked)
+            left = others + sum(kept_count([sum(ranked)] if scope == "image" else ranked, keep))
+            full = [*details.full[:start], *[token] * left, *details.full[end:]]
+            text = end - start - details.full.count(token)
+            return Shortened(full, details.is_embed, end - start, left, text)
 
         return PromptReplacement(update.modality, update.target, replacement)
+
+    def _ranked(self, span: Sequence[int], token: int, size: tuple[int, int]) -> list[int]:
+        """How many tokens each view of an image has, given those from its first visual token to its last."""
+        config: Any = self.info.get_hf_config()
+        return [len(view) for view in views(config, len(span), size)]
+
+
+def span_of(tokens: Sequence[int], token: int) -> tuple[int, int]:
+    """Where the placeholders of an image begin and end in what stands for it in a prompt."""
+    return tokens.index(token), len(tokens) - tokens[::-1].index(token)
 
 
 def _check_images(images: Any) -> None:
@@ -177,13 +197,6 @@ def _without_names(inputs: Any) -> Any:
             "images by it; send the image without one, or start gprune serve with --trust-uuid if all clients may"
         )
     return replace(inputs, mm_uuid_items=None)
-
-
-def _kept(config: Any, count: int, size: tuple[int, int], keep: Keep, scope: str) -> int:
-    """Visual tokens of an image after pruning, newlines included."""
-    ranked = [len(view) for view in views(config, count, size)]
-    newlines = count - sum(ranked)
-    return newlines + sum(kept_count([sum(ranked)] if scope == "image" else ranked, keep))
 
 
 def _without_keep(request: Mapping[str, object]) -> Mapping[str, object]:

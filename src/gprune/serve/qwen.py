@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..tokens import Keep
 from .host import GRIDS
-from .one_axis import PruningModel
+from .one_axis import EagerEncoder, PruningModel
 from .placing import PlacingModel
 from .processing import PROFILING, PruningProcessor
 
@@ -34,6 +33,11 @@ with GRIDS.checked():
     )
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.parse import ImageProcessorItems
+
+if TYPE_CHECKING:
+    Base: Any
+else:
+    Base = object
 
 
 class GridProcessor(PruningProcessor):
@@ -65,17 +69,11 @@ class GridProcessor(PruningProcessor):
             )
 
 
-class GridModel(PruningModel):
+class GridModel(EagerEncoder, PruningModel):
     """Goes before a model of vLLM that numbers text, time, height and width."""
 
     _sizes: ClassVar[str] = "image_grid_thw"
     _axes: ClassVar[int] = 3
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        """Without any input: a graph ends where pruning begins."""
-        config = super().get_encoder_cudagraph_config()
-        config.modalities = []
-        return config
 
     def _keeps_positions(self, config: Any) -> bool:
         return True
@@ -91,12 +89,24 @@ class GridModel(PruningModel):
         """vLLM has four times as many positions as such a model says, for videos."""
 
 
-class Qwen3VLPictures(Qwen3VLProcessingInfo):
-    """Without videos: about them vLLM 0.32, unpruned too, answers otherwise than transformers."""
+class LayeredModel(GridModel):
+    """Goes before a model whose features of inner layers of the vision tower lie beside the last ones."""
+
+    def _compared(self, features: Tensor) -> Tensor:
+        """The last features alone."""
+        return features[:, : self.visual_dim]
+
+
+class PicturesOnly(Base):
+    """Goes before what vLLM knows of a model's inputs, where it answers about videos otherwise than transformers."""
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """Pictures alone."""
         return {"image": None, "video": 0}
+
+
+class Qwen3VLInfo(PicturesOnly, Qwen3VLProcessingInfo):
+    pass
 
 
 class Qwen2VLProcessor(GridProcessor, Qwen2VLMultiModalProcessor):
@@ -125,8 +135,6 @@ class GPruneQwen2_5_VLForConditionalGeneration(GridModel, Qwen2_5_VLForCondition
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLPictures, dummy_inputs=Qwen3VLDummyInputsBuilder)
-class GPruneQwen3VLForConditionalGeneration(GridModel, Qwen3VLForConditionalGeneration):
-    def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
-        """By the last features: those of inner layers of the vision tower lie beside them."""
-        return super()._choose(features[:, : self.visual_dim], keep, size)
+@MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder)
+class GPruneQwen3VLForConditionalGeneration(LayeredModel, Qwen3VLForConditionalGeneration):
+    pass

@@ -5,16 +5,18 @@ The method is the operator's, for it decides what an image costs; the budget is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..pruners import PRUNERS, GPrune, Method, PixelDedup, Pruner, ScorePruner, SetPruner, get_pruner
-from ..pruners.base import Positions
+from ..pruners import PRUNERS, GPrune, Method, PixelDedup, Pruner, get_pruner
+from ..pruners.base import Need, Positions
+from ..pruners.tower import TowerPruner
 from ..spec import parse_pruner
 from ..tokens import Keep, check_keep
+from .families import EXPERIMENTAL
 
 METHOD, KEEP = "gprune_method", "gprune_keep"
 """Entries of the model's config (`--hf-overrides`); `KEEP` is also one of a request's `mm_processor_kwargs`."""
@@ -36,8 +38,29 @@ _MOST = 2.0**53
 """More tokens than any image has; up to here a float64 counts exactly."""
 
 
-def served_pruner(method: str, keep: Keep) -> Pruner:
-    """A method that chooses by the features alone, which is all that vLLM has when it must choose.
+READ_TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers whose attention can be read in vLLM, by model_type."""
+
+READ_FAMILIES = ("llava", "llava_next", "llava_onevision")
+"""The models of which that was tested."""
+
+_WHY: dict[Need, str] = {
+    "question": "it needs the question, and vLLM encodes and keeps images without the prompts they stand in",
+    "mask": "it needs a mask for every picture, which requests do not have",
+    "frames": "it compares the frames of videos, which are not pruned there",
+    "tiles": 'shares="global" needs to know which part of a picture each tile shows',
+    "scorer": "it needs a scorer that was trained for the model, which was not tried there",
+}
+"""Why methods that need this cannot be served."""
+
+
+def served_pruner(method: str, keep: Keep, config: Any = None) -> Pruner:
+    """A method for what vLLM has when it must choose: the features, and of some models what their vision tower knows.
+
+    Args:
+        method: see `parse_pruner`.
+        keep: the budget.
+        config: of the model; None: one of which nothing but the features is known.
 
     Raises:
         ValueError, TypeError: unknown method or setting, one that needs more, or no budget.
@@ -45,19 +68,17 @@ def served_pruner(method: str, keep: Keep) -> Pruner:
     kind = get_pruner(method.partition(":")[0])
     if ":positions=" in method:
         raise ValueError(f"method {method!r}: what positions are kept is a matter of the server; give it --positions")
-    pruner = parse_pruner(method, keep) if _by_features_alone(kind) else None
-    if not isinstance(pruner, Pruner) or pruner.needs:
-        names = [name for name, each in PRUNERS.items() if _by_features_alone(each)]
-        reason = "it needs more than the features of the visual tokens"
-        if issubclass(kind, PixelDedup):
-            reason = "how many tokens it keeps depends on what a picture shows, and vLLM must know it before"
+    pruner = parse_pruner(method, keep) if _refusal(kind, kind.needs, config) is None else None
+    reason = _refusal(kind, kind.needs if pruner is None else pruner.needs, config)
+    if reason is not None or not isinstance(pruner, Pruner):
+        names = [name for name, each in PRUNERS.items() if _refusal(each, each.needs, config) is None]
         raise ValueError(f"method {method!r} cannot be served by vLLM: {reason}; accepted are {', '.join(names)}")
     return pruner
 
 
 def pruner_of(config: Any, keep: Keep) -> Pruner:
     """The server's method, with a budget; G-Prune where the config names none."""
-    return served_pruner(getattr(config, METHOD, GPrune.name), keep)
+    return served_pruner(getattr(config, METHOD, GPrune.name), keep, config)
 
 
 def keep_of(config: Any, request: Mapping[str, object]) -> Keep:
@@ -112,5 +133,25 @@ def unpacked(keep: Tensor) -> Keep:
     return int(count) or ratio
 
 
-def _by_features_alone(method: type[Method]) -> bool:
-    return issubclass(method, (ScorePruner, SetPruner)) and not method.needs
+def _refusal(kind: type[Method], needs: Sequence[Need], config: Any) -> str | None:
+    """Why a method cannot be served for a model; None if it can."""
+    if issubclass(kind, PixelDedup):
+        return "how many tokens it keeps depends on what a picture shows, and vLLM must know it before"
+    if issubclass(kind, TowerPruner):
+        return "it changes the vision tower, which is vLLM's own there"
+    if not issubclass(kind, Pruner):
+        return "it acts in the layers of the LLM, which in vLLM all get every token of a prompt"
+    if unmet := [why for need, why in _WHY.items() if need in needs]:
+        return unmet[0]
+    if kind.merges and config is not None and config.model_type in EXPERIMENTAL:
+        return f"it merges tokens, which was not tried with places in a grid, as {config.model_type} has them"
+    if needs and not _is_readable(config):
+        return (
+            f"it needs the {needs[0]} of the vision tower, which is read in vLLM of llava, llava_next and "
+            f"llava_onevision with a CLIP or SigLIP tower alone"
+        )
+    return None
+
+
+def _is_readable(config: Any) -> bool:
+    return config is not None and config.model_type in READ_FAMILIES and config.vision_config.model_type in READ_TOWERS

@@ -10,12 +10,12 @@ from typing import Any
 
 from .. import __version__
 from ..pruners import GPrune, Pruner
-from .families import EXPERIMENTAL, SERVED
+from .families import EXPERIMENTAL, MODULES
 from .host import REQUESTS
 from .settings import KEEP, METHOD, POSITIONS
 
 HEALTH = "/health"
-PRUNING = {*SERVED.values(), *EXPERIMENTAL.values()}
+PRUNING = {name for names in MODULES.values() for name in names}
 
 
 def served(overrides: Mapping[str, Any]) -> dict[str, Any]:
