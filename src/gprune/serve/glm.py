@@ -11,7 +11,6 @@ with GLM.checked():
     from vllm.model_executor.models.glm4_1v import (
         Glm4vDummyInputsBuilder,
         Glm4vForConditionalGeneration,
-        Glm4vMoeForConditionalGeneration,
         Glm4vMultiModalProcessor,
         Glm4vProcessingInfo,
     )
@@ -38,8 +37,3 @@ class Glm4vProcessor(PlacingProcessor, Glm4vMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(Glm4vProcessor, info=Glm4vInfo, dummy_inputs=Glm4vDummyInputsBuilder)
 class GPruneGlm4vForConditionalGeneration(PlacingModel, Glm4vForConditionalGeneration, SupportsMultiModalPruning):
     """GLM-4V."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(Glm4vProcessor, info=Glm4vInfo, dummy_inputs=Glm4vDummyInputsBuilder)
-class GPruneGlm4vMoeForConditionalGeneration(PlacingModel, Glm4vMoeForConditionalGeneration, SupportsMultiModalPruning):
-    """GLM-4.5V, with experts."""
