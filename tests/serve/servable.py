@@ -253,20 +253,6 @@ def write_glm4v(folder: Path) -> Path:
     return _write(T.Glm4vForConditionalGeneration(_glm(T.Glm4vConfig, processor)), processor, folder)
 
 
-def write_glm4v_moe(folder: Path) -> Path:
-    """The same with experts."""
-    processor = _glm_processor()
-    config = _glm(
-        T.Glm4vMoeConfig,
-        processor,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=64,
-        first_k_dense_replace=1,
-    )
-    return _write(T.Glm4vMoeForConditionalGeneration(config), processor, folder)
-
-
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llava": write_llava,
     "llava_onevision": write_onevision,
@@ -285,7 +271,6 @@ EXPERIMENTAL: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl": write_qwen3_vl,
     "qwen3_vl_moe": write_qwen3_vl_moe,
     "glm4v": write_glm4v,
-    "glm4v_moe": write_glm4v_moe,
 }
 
 

@@ -9,7 +9,7 @@ from families.base import Layout
 from families.parts import IMAGE
 from torch import Tensor
 
-from gprune.serve.families import EXPERIMENTAL, SERVED
+from gprune.serve.families import EXPERIMENTAL, ONE_AXIS_MODELS
 from gprune.serve.places import DIGITS, Shrunk, pruned_positions, split_places, unpruned_prompt, with_places
 
 PROMPTS: tuple[tuple[Size, ...], ...] = (
@@ -36,7 +36,7 @@ def test_places_travel_exactly(dtype: torch.dtype, axes: int) -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("sizes", PROMPTS, ids=str)
-@pytest.mark.parametrize("name", [*SERVED, *EXPERIMENTAL])
+@pytest.mark.parametrize("name", [*ONE_AXIS_MODELS, *EXPERIMENTAL])
 def test_positions_are_those_of_the_unpruned_prompt(name: str, sizes: tuple[Size, ...], ratio: float) -> None:
     """Those of text before any image is encoded, those of visual tokens with their places."""
     family = FAMILIES[name]

@@ -39,7 +39,6 @@ _QWEN_MOE = {
 }
 _GLM = {
     "glm4v": "GPruneGlm4vForConditionalGeneration",
-    "glm4v_moe": "GPruneGlm4vMoeForConditionalGeneration",
 }
 LLAVA_PIXTRAL = "GPruneLlavaPixtralForConditionalGeneration"
 """That of a llava whose vision tower is a Pixtral."""

@@ -11,7 +11,6 @@ with GLM.checked():
     from vllm.model_executor.models.glm4_1v import (
         Glm4vDummyInputsBuilder,
         Glm4vForConditionalGeneration,
-        Glm4vMoeForConditionalGeneration,
         Glm4vMultiModalProcessor,
         Glm4vProcessingInfo,
     )
@@ -37,8 +36,3 @@ class Glm4vProcessor(GridProcessor, Glm4vMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(Glm4vProcessor, info=Glm4vInfo, dummy_inputs=Glm4vDummyInputsBuilder)
 class GPruneGlm4vForConditionalGeneration(GridModel, Glm4vForConditionalGeneration):
     """GLM-4V."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(Glm4vProcessor, info=Glm4vInfo, dummy_inputs=Glm4vDummyInputsBuilder)
-class GPruneGlm4vMoeForConditionalGeneration(GridModel, Glm4vMoeForConditionalGeneration):
-    """GLM-4.5V, with experts."""

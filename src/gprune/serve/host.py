@@ -162,7 +162,6 @@ QWEN_MOE = _vllm(_placing("qwen3_vl_moe", "Qwen3VLMoe"))
 GLM = _vllm(
     (
         *_placing("glm4_1v", "Glm4v"),
-        f"{_MODELS}.glm4_1v:Glm4vMoeForConditionalGeneration(vllm_config, prefix)",
         f"{_MODELS}.glm4_1v:Glm4vMultiModalProcessor",
         f"{_MODELS}.glm4_1v:Glm4vProcessingInfo._get_vision_info(image_width, image_height, num_frames, do_resize, "
         "max_image_pixels)",
@@ -170,7 +169,7 @@ GLM = _vllm(
         f"{_MODELS}.glm4_1v:Glm4vDummyInputsBuilder",
     )
 )
-"""The models of GLM-4V; for `glm.py`."""
+"""GLM-4V; for `glm.py`."""
 
 WOVEN = _vllm(
     (
