@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ with GRIDS.checked():
     )
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.parse import ImageProcessorItems
+
+if TYPE_CHECKING:
+    Base: Any
+else:
+    Base = object
 
 
 class GridProcessor(PruningProcessor):
@@ -91,12 +96,24 @@ class GridModel(PruningModel):
         """vLLM has four times as many positions as such a model says, for videos."""
 
 
-class Qwen3VLPictures(Qwen3VLProcessingInfo):
-    """Without videos: about them vLLM 0.32, unpruned too, answers otherwise than transformers."""
+class PicturesOnly(Base):
+    """Goes before what vLLM knows of a model's inputs: its answers about videos do not all equal transformers'."""
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """Pictures alone."""
         return {"image": None, "video": 0}
+
+
+class Qwen2VLInfo(PicturesOnly, Qwen2VLProcessingInfo):
+    pass
+
+
+class Qwen2_5_VLInfo(PicturesOnly, Qwen2_5_VLProcessingInfo):
+    pass
+
+
+class Qwen3VLInfo(PicturesOnly, Qwen3VLProcessingInfo):
+    pass
 
 
 class Qwen2VLProcessor(GridProcessor, Qwen2VLMultiModalProcessor):
@@ -111,21 +128,19 @@ class Qwen3VLProcessor(GridProcessor, Qwen3VLMultiModalProcessor):
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2VLProcessor, info=Qwen2VLProcessingInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=Qwen2VLDummyInputsBuilder)
 class GPruneQwen2VLForConditionalGeneration(GridModel, Qwen2VLForConditionalGeneration):
     pass
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    Qwen2_5_VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+    Qwen2_5_VLProcessor, info=Qwen2_5_VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class GPruneQwen2_5_VLForConditionalGeneration(GridModel, Qwen2_5_VLForConditionalGeneration):
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLPictures, dummy_inputs=Qwen3VLDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(Qwen3VLProcessor, info=Qwen3VLInfo, dummy_inputs=Qwen3VLDummyInputsBuilder)
 class GPruneQwen3VLForConditionalGeneration(GridModel, Qwen3VLForConditionalGeneration):
     def _choose(self, features: Tensor, keep: Keep, size: tuple[int, int]) -> Tensor:
         """By the last features: those of inner layers of the vision tower lie beside them."""
