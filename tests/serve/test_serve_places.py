@@ -10,7 +10,7 @@ from families.parts import IMAGE
 from torch import Tensor
 
 from gprune.serve.families import EXPERIMENTAL, ONE_AXIS_MODELS
-from gprune.serve.places import DIGITS, Shrunk, pruned_positions, split_places, unpruned_prompt, with_places
+from gprune.serve.places import PLACE_DIGITS, Shrunk, pruned_positions, split_places, unpruned_prompt, with_places
 
 PROMPTS: tuple[tuple[Size, ...], ...] = (
     (),
@@ -28,7 +28,7 @@ def test_places_travel_exactly(dtype: torch.dtype, axes: int) -> None:
     places = places.clamp(min=0)
     features = torch.randn(len(places), 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     sent = with_places(features, places)
-    assert (sent.shape, sent.dtype) == ((len(places), 8 + DIGITS * axes), dtype)
+    assert (sent.shape, sent.dtype) == ((len(places), 8 + PLACE_DIGITS * axes), dtype)
     received, found = split_places(sent[2:], axes)
     assert torch.equal(received, features[2:])
     assert torch.equal(found, places[2:])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 BASE = 256
 """Up to here bfloat16 and float16 count exactly, so a place travels as two digits: 65535 at most."""
-DIGITS = 2
+PLACE_DIGITS = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def with_places(features: Tensor, places: Tensor) -> Tensor:
             of its image's first token.
 
     Returns:
-        [k, d + DIGITS * axes], in the dtype of the features.
+        [k, d + PLACE_DIGITS * axes], in the dtype of the features.
     """
     digits = torch.stack([places // BASE, places % BASE], dim=2).flatten(1)
     return torch.cat([features, digits.to(features.dtype)], dim=1)
@@ -55,8 +55,8 @@ def with_places(features: Tensor, places: Tensor) -> Tensor:
 
 def split_places(features: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """The inverse of `with_places` for any of its rows: features [k, d], and int64 [k, axes]."""
-    width = features.shape[1] - DIGITS * axes
-    digits = features[:, width:].long().unflatten(1, (axes, DIGITS))
+    width = features.shape[1] - PLACE_DIGITS * axes
+    digits = features[:, width:].long().unflatten(1, (axes, PLACE_DIGITS))
     return features[:, :width], digits[..., 0] * BASE + digits[..., 1]
 
 

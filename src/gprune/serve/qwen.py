@@ -98,11 +98,19 @@ class LayeredModel(GridModel):
 
 
 class PicturesOnly(Base):
-    """Goes before what vLLM knows of a model's inputs, where it answers about videos otherwise than transformers."""
+    """Goes before what vLLM knows of a model's inputs: its answers about videos do not all equal transformers'."""
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """Pictures alone."""
         return {"image": None, "video": 0}
+
+
+class Qwen2VLInfo(PicturesOnly, Qwen2VLProcessingInfo):
+    pass
+
+
+class Qwen2_5_VLInfo(PicturesOnly, Qwen2_5_VLProcessingInfo):
+    pass
 
 
 class Qwen3VLInfo(PicturesOnly, Qwen3VLProcessingInfo):
@@ -121,15 +129,13 @@ class Qwen3VLProcessor(GridProcessor, Qwen3VLMultiModalProcessor):
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2VLProcessor, info=Qwen2VLProcessingInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=Qwen2VLDummyInputsBuilder)
 class GPruneQwen2VLForConditionalGeneration(GridModel, Qwen2VLForConditionalGeneration):
     pass
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    Qwen2_5_VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+    Qwen2_5_VLProcessor, info=Qwen2_5_VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class GPruneQwen2_5_VLForConditionalGeneration(GridModel, Qwen2_5_VLForConditionalGeneration):
     pass
