@@ -15,7 +15,6 @@ from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.idefics3.image_processing_idefics3 import Idefics3ImageProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
-from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -181,38 +180,6 @@ def write_smolvlm(folder: Path) -> Path:
     return _write(T.SmolVLMForConditionalGeneration(_tiles(T.SmolVLMConfig, tokenizer)), processor, folder)
 
 
-def write_lfm2_vl(folder: Path) -> Path:
-    """SigLIP 2 and layers of convolution: an image of any shape, or tiles and an overview of any shape."""
-    names = ["image_start", "image_end", "img_thumbnail", *_tile_names("img_row_{}_col_{}")]
-    tokenizer = _with_tokens({"image_token": "<image>", **{f"{name}_token": f"<|{name}|>" for name in names}})
-    image_processor = Lfm2VlImageProcessor(
-        encoder_patch_size=PATCH,
-        tile_size=TILE,
-        min_image_tokens=4,
-        max_image_tokens=(TILE // CELL) ** 2,
-        max_tiles=6,
-        size={"height": TILE, "width": TILE},
-    )
-    processor = T.Lfm2VlProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
-    tower = {name: value for name, value in _vision("siglip2_vision_model").items() if name != "image_size"}
-    text = _text("lfm2", len(tokenizer)) | {
-        "architectures": ["Lfm2ForCausalLM"],
-        "layer_types": ["conv", "conv", "full_attention"],
-        "block_auto_adjust_ff_dim": False,
-        "block_dim": TEXT_WIDTH,
-        "conv_dim": TEXT_WIDTH,
-    }
-    config = T.Lfm2VlConfig(
-        vision_config={**tower, "num_patches": (TILE // PATCH) ** 2, "vision_use_head": False},
-        text_config=text,
-        image_token_id=IMAGE,
-        projector_hidden_size=64,
-        downsample_factor=2,
-        tie_word_embeddings=False,
-    )
-    return _write(T.Lfm2VlForConditionalGeneration(config), processor, folder)
-
-
 def write_qwen2_vl(folder: Path) -> Path:
     """Images of any size, positions along three axes."""
     tower = {"embed_dim": 64, "hidden_size": TEXT_WIDTH, "mlp_ratio": 2}
@@ -261,7 +228,6 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mistral3": write_mistral3,
     "idefics3": write_idefics3,
     "smolvlm": write_smolvlm,
-    "lfm2_vl": write_lfm2_vl,
 }
 """By model_type and where it matters tower; of llava_next there is the model in the package."""
 

@@ -80,8 +80,7 @@ def test_views_between_which_there_is_text(name: str, size: Size) -> None:
     ids = torch.tensor(family.image_ids(size, lambda count: [5] * count))
     visual = ids == IMAGE
     start, end = visual.nonzero()[[0, -1]].flatten().tolist()
-    shapes = family.image_pixels(size, torch.Generator()).get("spatial_shapes")
-    found = woven_views(family.build()[0], visual[start : end + 1], shapes)
+    found = woven_views(family.build()[0], visual[start : end + 1])
     assert [(view.rows.tolist(), view.grid) for view in found] == layout
 
 

@@ -21,9 +21,6 @@ BUDGETS = (None, 0.5, 20, 1, 1.0)
 ALONE = ("llava_onevision",)
 """Families with one image in a prompt: vLLM cuts several of them into tiles, transformers does not."""
 
-AT_ONCE = {"lfm2_vl": 160}
-"""Tokens of the largest image, where vLLM takes one without tiles for it and has no room for more at a time."""
-
 
 @pytest.fixture(scope="module", params=["llava_next", *WRITERS])
 def family(request: pytest.FixtureRequest) -> str:
@@ -41,9 +38,9 @@ def path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llm(family: str, path: Path) -> Iterator[Any]:
+def llm(path: Path) -> Iterator[Any]:
     """Takes 32 tokens of a prompt at a time, so that images are prefilled in parts."""
-    with engine(path, **pruned(path, gprune_keep=DEFAULT), max_num_batched_tokens=AT_ONCE.get(family, 32)) as llm:
+    with engine(path, **pruned(path, gprune_keep=DEFAULT), max_num_batched_tokens=32) as llm:
         yield llm
 
 

@@ -60,5 +60,5 @@ def test_text_stays_in_its_place(tower: str, method: str, scope: Any, keep: Keep
         if row in visual:
             expected.append(visual[row])
         row += 1
-    found = Bare(tower, pruner)._weave(features, keep, span, None)
+    found = Bare(tower, pruner)._weave(features, keep, span)
     assert torch.equal(found, torch.stack(expected))

@@ -176,7 +176,7 @@ WOVEN = _vllm(
         "vllm.multimodal.inputs:MultiModalKwargsItems.from_hf_inputs(hf_inputs, config_by_key)",
         *(
             f"{_MODELS}.{module}:{name}"
-            for module, stem in {"idefics3": "Idefics3", "lfm2_vl": "Lfm2VL", "mistral3": "Mistral3"}.items()
+            for module, stem in {"idefics3": "Idefics3", "mistral3": "Mistral3"}.items()
             for name in (
                 f"{stem}ForConditionalGeneration(vllm_config, prefix)",
                 f"{stem}ForConditionalGeneration.embed_multimodal()",
@@ -187,8 +187,6 @@ WOVEN = _vllm(
             )
         ),
         f"{_MODELS}.idefics3:Idefics3ForConditionalGeneration.get_encoder_cudagraph_config()",
-        f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.get_encoder_cudagraph_config()",
-        f"{_MODELS}.lfm2_vl:Lfm2VLForConditionalGeneration.hf_to_vllm_mapper",
         f"{_MODELS}.llava:LlavaForConditionalGeneration.embed_input_ids(input_ids, ...)",
         f"{_MODELS}.llava:PixtralHFMultiModalProcessor",
         f"{_MODELS}.llava:PixtralHFProcessingInfo",

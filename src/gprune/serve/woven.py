@@ -16,7 +16,7 @@ from torch import Tensor
 from ..tokens import Keep, VisualTokens
 from .families import woven_views
 from .host import WOVEN
-from .one_axis import FLAT_TOWER, EagerEncoder, PruningModel
+from .one_axis import EagerEncoder, PruningModel
 from .processing import PruningProcessor, span_of
 from .settings import BEFORE, KEEP, unpacked
 
@@ -26,12 +26,6 @@ with WOVEN.checked():
         Idefics3ForConditionalGeneration,
         Idefics3MultiModalProcessor,
         Idefics3ProcessingInfo,
-    )
-    from vllm.model_executor.models.lfm2_vl import (
-        Lfm2VLDummyInputsBuilder,
-        Lfm2VLForConditionalGeneration,
-        Lfm2VLMultiModalProcessor,
-        Lfm2VLProcessingInfo,
     )
     from vllm.model_executor.models.llava import (
         LlavaDummyInputsBuilder,
@@ -86,23 +80,17 @@ class WovenModel(PruningModel):
 
     def embed_multimodal(self, **inputs: Any) -> Sequence[Tensor]:
         """The features of images with the text between them, floating [n, d] each."""
-        keeps, spans = inputs.get(KEEP), inputs.pop(SPAN, None)
+        keeps, spans = inputs.pop(KEEP, None), inputs.pop(SPAN, None)
         if keeps is None or spans is None:  # images that were encoded elsewhere
             return super().embed_multimodal(**inputs)
-        shapes = self._shapes(inputs)
-        features, _ = self._encode({name: value for name, value in inputs.items() if name not in (BEFORE, KEEP)})
+        features, _ = self._encode({name: value for name, value in inputs.items() if name != BEFORE})
         return [
-            self._weave(image, unpacked(keeps[i]), spans[i], shapes[i] if shapes else None)
-            for i, image in enumerate(features)
+            self._weave(image, unpacked(keep), span) for image, keep, span in zip(features, keeps, spans, strict=True)
         ]
 
-    def _shapes(self, inputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
-        """Of each image the (height, width) of its parts, int64 [parts, 2]; None where all are square."""
-        return None
-
-    def _weave(self, features: Tensor, keep: Keep, span: Tensor, shapes: Tensor | None) -> Tensor:
+    def _weave(self, features: Tensor, keep: Keep, span: Tensor) -> Tensor:
         visual = span == self.config.image_token_id
-        where = woven_views(self.config, visual, shapes, features.device)
+        where = woven_views(self.config, visual, features.device)
         selection = self._select(VisualTokens(features, where, (len(features),)), keep)
         chosen = torch.zeros(len(features), dtype=torch.bool, device=features.device)
         chosen[selection.kept] = True
@@ -119,10 +107,6 @@ class WovenModel(PruningModel):
 
 class TiledProcessor(WovenProcessor, Idefics3MultiModalProcessor):
     """Tokens with row and column tell tiles apart."""
-
-
-class Lfm2VlProcessor(WovenProcessor, Lfm2VLMultiModalProcessor):
-    """The same, and the overview has any shape."""
 
 
 class LlavaPixtralProcessor(WovenProcessor, PixtralHFMultiModalProcessor):
@@ -145,19 +129,6 @@ class GPruneIdefics3ForConditionalGeneration(EagerEncoder, WovenModel, Idefics3F
 )
 class GPruneSmolVLMForConditionalGeneration(EagerEncoder, WovenModel, SmolVLMForConditionalGeneration):
     """SmolVLM."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Lfm2VlProcessor, info=Lfm2VLProcessingInfo, dummy_inputs=Lfm2VLDummyInputsBuilder
-)
-class GPruneLfm2VlForConditionalGeneration(EagerEncoder, WovenModel, Lfm2VLForConditionalGeneration):
-    """LFM2-VL, whose parts of an image have shapes of their own."""
-
-    hf_to_vllm_mapper = FLAT_TOWER | Lfm2VLForConditionalGeneration.hf_to_vllm_mapper
-
-    def _shapes(self, inputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
-        shapes = inputs.get("spatial_shapes")
-        return None if shapes is None else shapes.split(inputs["num_patches"].tolist())
 
 
 @MULTIMODAL_REGISTRY.register_processor(
