@@ -210,9 +210,9 @@ def run(output: Path, clients: Sequence[int], keeps: Sequence[float]) -> None:
         cells, answers = measure(running.url, clients, keeps)
     about = machine()
     text = (
-        f"{table(cells, answers)}\n\n{MODEL} with random weights, float32; one picture of {SIZE[0]} x {SIZE[1]} pixels a "
-        f"request, {NEW_TOKENS} new tokens. Seconds are medians; the first token's begin with the request, waiting in "
-        f"the line included. KV blocks: the most in use at once, of {BLOCK} tokens each.\n\n"
+        f"{table(cells, answers)}\n\n{MODEL} with random weights, float32; one picture of {SIZE[0]} x {SIZE[1]} pixels "
+        f"a request, {NEW_TOKENS} new tokens. Seconds are medians; the first token's begin with the request, waiting "
+        f"in the line included. KV blocks: the most in use at once, of {BLOCK} tokens each.\n\n"
         f"{', '.join(f'{name} {value}' for name, value in about.items())}\n"
     )
     results = {"machine": about, "cells": list(map(asdict, cells)), "answers": list(map(asdict, answers))}
