@@ -75,7 +75,7 @@ class ImageReport:
         return f"{len(names)} view{'s' * (len(names) != 1)}: {shown}" if names else "no views"
 
     def show(self, image: Image.Image, processor: Any = None) -> Image.Image:
-        """The picture, and beside it every view with what was dropped greyed out.
+        """The picture, and beside it every view with what was dropped striped.
 
         Args:
             image: the picture that the report is of.

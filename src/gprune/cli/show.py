@@ -1,4 +1,4 @@
-"""`gprune show`: the picture with what was dropped greyed out, and heatmaps of the scores."""
+"""`gprune show`: the picture with what was dropped striped, and heatmaps of the scores."""
 
 from __future__ import annotations
 
