@@ -25,7 +25,7 @@ suite-docs = $(mkdocs) build --strict --quiet
 suite-release = rm -rf dist && $(home)/bin/python -m build --no-isolation && $(home)/bin/twine check --strict dist/*
 
 .PHONY: help venv environments demo lint test test-thorough test-newest test-transformers test-transformers-min test-eval test-app test-batch \
-	test-serve lock coverage release docs docs-serve app methods scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench \
+	test-serve test-serve-thorough lock coverage release docs docs-serve app methods scenes scenes-all scenes-positions scenes-shares fidelity reproduce bench \
 	bench-serve bench-kernels bench-gpu bench-gpu-throughput train clean
 
 help:  ## What can be made
@@ -81,6 +81,9 @@ test-batch: .venv-batch/ready  ## The tests of batch jobs on Ray
 
 test-serve: .venv-serve/ready  ## The tests of vLLM's plug-in, on a CPU
 	$(call suite-serve,serve)
+
+test-serve-thorough: .venv-serve/ready  ## What it leaves out: more families under vLLM
+	$(call suite-serve,serve) -m thorough
 
 lock: $(ENVIRONMENTS:%=lock-%)  ## The newest within the bounds, tested, into constraints/*.txt; `make lock-app` for one
 

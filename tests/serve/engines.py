@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ SMALL: dict[str, Any] = {
 }
 STEPS = 12
 QUESTION = "what is in the picture?"
+
+
+def crossed(names: Iterable[str], now: Sequence[str]) -> list[Any]:
+    """Parameters of which all but `now` are left to `make test-serve-thorough`: an engine takes half a minute."""
+    return [name if name in now else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 @contextmanager

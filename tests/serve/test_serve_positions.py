@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import answers, engine, expected, load, picture, placed, prompt
+from engines import answers, crossed, engine, expected, load, picture, placed, prompt
 from PIL import Image
 from servable import WRITERS
 
@@ -20,7 +20,7 @@ BUDGETS = (None, 0.5, 20, 1, 1.0)
 Asked = tuple[Sequence[Image.Image], Keep | None, str]
 
 
-@pytest.fixture(scope="module", params=["llava_next", *WRITERS])
+@pytest.fixture(scope="module", params=crossed(["llava_next", *WRITERS], ["llava_next", "internvl", "mistral3"]))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines import STEPS, answers, engine, expected, load, picture, prompt, pruned
+from engines import STEPS, answers, crossed, engine, expected, load, picture, prompt, pruned
 from PIL import Image
 from servable import EXPERIMENTAL, GLM_VIDEO, QWEN_VIDEO
 
@@ -25,7 +25,7 @@ def marks_of(path: Path) -> Sequence[str]:
     return GLM_VIDEO if path.name.startswith("glm") else QWEN_VIDEO
 
 
-@pytest.fixture(scope="module", params=EXPERIMENTAL)
+@pytest.fixture(scope="module", params=crossed(EXPERIMENTAL, ["qwen2_5_vl", "qwen3_vl", "glm4v"]))
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return EXPERIMENTAL[request.param](tmp_path_factory.mktemp(request.param))
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engines import answers, engine, expected, load, picture, prompt, pruned
+from engines import answers, crossed, engine, expected, load, picture, prompt, pruned
 from servable import WRITERS
 
 from gprune import get_pruner
@@ -20,7 +20,9 @@ SIZES = ((64, 64), (100, 40), (30, 90))
 BUDGETS = (0.3, 20, 1.0)
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_next", "llava_onevision"])
+@pytest.fixture(
+    scope="module", params=crossed(["llava", "llava_next", "llava_onevision"], ["llava", "llava_onevision"])
+)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CLIP with its class token, tiles of CLIP, and of SigLIP, which has none."""
     name = request.param

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import answers, contiguous, engine, expected, load, picture, prompt, pruned
+from engines import answers, contiguous, crossed, engine, expected, load, picture, prompt, pruned
 from families import SINCE
 from packaging.version import Version
 from servable import WRITERS
@@ -18,11 +18,12 @@ from gprune.scenes.model import embedded_path
 DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90))
 BUDGETS = (None, 0.5, 20, 1, 1.0)
+NOW = ("llava_next", "llava", "llava_onevision", "internvl", "mistral3")
 ALONE = ("llava_onevision",)
 """Families with one image in a prompt: vLLM cuts several of them into tiles, transformers does not."""
 
 
-@pytest.fixture(scope="module", params=["llava_next", *WRITERS])
+@pytest.fixture(scope="module", params=crossed(["llava_next", *WRITERS], NOW))
 def family(request: pytest.FixtureRequest) -> str:
     name = request.param
     if name == "smolvlm":
