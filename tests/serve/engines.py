@@ -16,7 +16,11 @@ from PIL import Image
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", TOKENIZERS_PARALLELISM="false")
 pytest.importorskip("vllm", reason="needs vLLM: make test-serve")
 
+from families import SINCE
+from packaging.version import Version
+
 from gprune import GPrune, Keep, Pruner
+from gprune.host import installed
 from gprune.prompt import ask, build_inputs
 from gprune.serve.families import served_architecture
 
@@ -34,6 +38,14 @@ QUESTION = "what is in the picture?"
 def crossed(names: Iterable[str], now: Sequence[str]) -> list[Any]:
     """Parameters of which all but `now` are left to `make test-serve-thorough`: an engine takes half a minute."""
     return [name if name in now else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
+
+def check_runnable(name: str) -> None:
+    """Skip the test of a family whose processor, or whose pruning by transformers, needs what is not installed."""
+    if name == "smolvlm":
+        pytest.importorskip("num2words", reason="its processor needs num2words")
+    if installed() < Version(SINCE.get(name, "5.19")):
+        pytest.skip(f"transformers prunes {name} from {SINCE[name]} on")
 
 
 @contextmanager

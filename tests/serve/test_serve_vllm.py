@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import answers, contiguous, crossed, engine, expected, load, picture, prompt, pruned
-from families import SINCE
-from packaging.version import Version
+from engines import answers, check_runnable, contiguous, crossed, engine, expected, load, picture, prompt, pruned
 from servable import WRITERS
 
-from gprune.host import installed
 from gprune.scenes.model import embedded_path
 
 DEFAULT = 0.3
@@ -25,12 +22,8 @@ ALONE = ("llava_onevision",)
 
 @pytest.fixture(scope="module", params=crossed(["llava_next", *WRITERS], NOW))
 def family(request: pytest.FixtureRequest) -> str:
-    name = request.param
-    if name == "smolvlm":
-        pytest.importorskip("num2words", reason="its processor needs num2words")
-    if installed() < Version(SINCE.get(name, "5.19")):
-        pytest.skip(f"transformers prunes {name} from {SINCE[name]} on")
-    return name
+    check_runnable(request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module")
