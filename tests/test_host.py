@@ -64,7 +64,7 @@ SAYS = {
     # Configs of published models say what transformers' config classes call things, and nothing is read by these names.
     "families/architectures.py": {"image_token_id", "fullatt_block_indexes"},
     # vLLM's names, in its own contract, which are the same words.
-    "serve/qwen.py": {"image_token_id"},
+    "serve/tower_signals.py": {"self_attn"},
 }
 
 

@@ -12,7 +12,7 @@ BEGINNING = "Methods"
 """The group of `TO_BEGIN_WITH`."""
 TO_BEGIN_WITH = tuple(method.name for method in (Auto, GraphCover, GraphVote, GPrune, DivPrune, Random))
 """What to begin with: what is recommended, the paper's method, and what it is measured against."""
-PLACES: dict[Acts, str] = {
+ACTING: dict[Acts, str] = {
     "before the tower": "Before the vision tower",
     "in the tower": "In the vision tower",
     "in the LLM": "Inside the LLM",
@@ -32,7 +32,7 @@ def method_groups(methods: Sequence[str]) -> dict[str, list[str]]:
         methods: names, with settings.
     """
     groups: dict[str, list[str]] = {title: [] for title in (BEGINNING, OTHERS, *(title for _, title in SIGHTS))}
-    groups |= {title: [] for title in PLACES.values()}
+    groups |= {title: [] for title in ACTING.values()}
     groups[BEGINNING] = [method for method in TO_BEGIN_WITH if method in methods]
     for method in methods:
         if method not in TO_BEGIN_WITH:
@@ -42,6 +42,6 @@ def method_groups(methods: Sequence[str]) -> dict[str, list[str]]:
 
 def _title(method: str) -> str:
     pruner = parse_pruner(method, 1.0)
-    if pruner.acts in PLACES:
-        return PLACES[pruner.acts]
+    if pruner.acts in ACTING:
+        return ACTING[pruner.acts]
     return next((title for needs, title in SIGHTS if needs & set(pruner.needs)), OTHERS)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..host import placeholder
 from ..tokens import Keep, VisualTokens
 from .families import woven_views
 from .host import WOVEN
@@ -89,7 +90,7 @@ class WovenModel(PruningModel):
         ]
 
     def _weave(self, features: Tensor, keep: Keep, span: Tensor) -> Tensor:
-        visual = span == self.config.image_token_id
+        visual = span == placeholder(self.config)
         where = woven_views(self.config, visual, features.device)
         selection = self._select(VisualTokens(features, where, (len(features),)), keep)
         chosen = torch.zeros(len(features), dtype=torch.bool, device=features.device)
