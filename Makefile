@@ -186,7 +186,7 @@ fidelity: venv  ## The tables of docs/fidelity.md: how far pruned answers stay, 
 reproduce: venv  ## The paper's tables and figures on the embedded model; delete the folder's cells to measure anew
 	$(BIN)/gprune reproduce all --limit 700 -o benchmarks/results/reproduction
 
-bench: venv  ## The table of docs/throughput.md: how fast the embedded model answers on this CPU
+bench: venv  ## The table of docs/throughput.md: how fast a model of 0.5 B answers on this CPU
 	CUDA_VISIBLE_DEVICES= $(BIN)/gprune bench -o benchmarks/results/throughput_cpu
 
 # With GPU_PYTHON=python3 the two below need no network: a Python with torch, triton, transformers and Pillow does.
