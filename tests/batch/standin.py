@@ -65,12 +65,18 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.server.dead:  # also over a connection that was open before
+            self.close_connection = True
+            return
         status = self.server.health if self.path == "/health" else 200
         self._send(status, {"data": [{"id": "llava"}]} if self.path == "/v1/models" else {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
+        if server.dead:
+            self.close_connection = True
+            return
         picture, text = body["messages"][0]["content"]
         kind, _, data = picture["image_url"]["url"].partition(";base64,")
         image = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -84,8 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(body)
             number = server.tried[image.width]
             server.tried[image.width] += 1
-        if not server.dead:
-            server.all_at_work.wait(20)
+        server.all_at_work.wait(20)
         server.dead = server.dead or image.width == server.fatal
         if server.dead:
             self._send(500, {"error": {"message": "EngineCore encountered an issue"}})
