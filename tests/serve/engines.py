@@ -31,6 +31,11 @@ SMALL: dict[str, Any] = {
     "kv_cache_memory_bytes": 2**27,
     "enforce_eager": True,
 }
+DEFAULT = 0.3
+"""Budget of requests that name none."""
+BUDGETS = (None, 0.5, 20, 1, 1.0)
+Asked = tuple[Sequence[Image.Image], Keep | None, str]
+"""Pictures, their budget, and the question about them."""
 STEPS = 12
 QUESTION = "what is in the picture?"
 
@@ -120,3 +125,13 @@ def expected(
 def contiguous(keep: Keep, **settings: Any) -> GPrune:
     """G-Prune with the positions that vLLM gives: of the families here, those of text."""
     return GPrune(keep, positions="contiguous", **settings)
+
+
+def check(llm: Any, reference: tuple[Any, Any], asked: Sequence[Asked]) -> list[Any]:
+    """What vLLM gives to these requests at once, each of which must equal what transformers gives."""
+    model, processor = reference
+    outputs = answers(llm, [prompt(processor, *one) for one in asked])
+    for (images, keep, question), output in zip(asked, outputs, strict=True):
+        length, tokens = expected(model, processor, images, GPrune(DEFAULT if keep is None else keep), question)
+        assert (len(output.prompt_token_ids), list(output.outputs[0].token_ids)) == (length, tokens)
+    return outputs

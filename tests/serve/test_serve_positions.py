@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import answers, check_runnable, crossed, engine, expected, load, picture, placed, prompt
-from PIL import Image
+from engines import (
+    BUDGETS,
+    DEFAULT,
+    Asked,
+    answers,
+    check,
+    check_runnable,
+    crossed,
+    engine,
+    load,
+    picture,
+    placed,
+    prompt,
+)
 from servable import WRITERS
 
-from gprune import GPrune, Keep
 from gprune.scenes.model import embedded_path
 
-DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90))
-BUDGETS = (None, 0.5, 20, 1, 1.0)
-Asked = tuple[Sequence[Image.Image], Keep | None, str]
 
 
 @pytest.fixture(scope="module", params=crossed(["llava_next", *WRITERS], ["llava_next", "internvl", "mistral3"]))
@@ -41,16 +49,6 @@ def llm(path: Path) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def reference(path: Path) -> tuple[Any, Any]:
     return load(path)
-
-
-def check(llm: Any, reference: tuple[Any, Any], asked: Sequence[Asked]) -> list[Any]:
-    """What vLLM gives to these requests at once, each of which must equal what transformers gives."""
-    model, processor = reference
-    outputs = answers(llm, [prompt(processor, *one) for one in asked])
-    for (images, keep, question), output in zip(asked, outputs, strict=True):
-        length, tokens = expected(model, processor, images, GPrune(DEFAULT if keep is None else keep), question)
-        assert (len(output.prompt_token_ids), list(output.outputs[0].token_ids)) == (length, tokens)
-    return outputs
 
 
 def test_images_each_with_its_own_budget(llm: Any, reference: tuple[Any, Any]) -> None:

@@ -8,16 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines import STEPS, answers, crossed, engine, expected, load, picture, prompt, pruned
-from PIL import Image
+from engines import (
+    BUDGETS,
+    DEFAULT,
+    STEPS,
+    answers,
+    check,
+    crossed,
+    engine,
+    load,
+    picture,
+    prompt,
+    pruned,
+)
 from servable import EXPERIMENTAL, GLM_VIDEO, QWEN_VIDEO
 
 from gprune import GPrune, Keep
 
-DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90), (160, 24))
-BUDGETS = (None, 0.5, 20, 1, 1.0)
-Asked = tuple[Sequence[Image.Image], Keep | None, str]
 
 
 def marks_of(path: Path) -> Sequence[str]:
@@ -40,16 +48,6 @@ def llm(path: Path) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def reference(path: Path) -> tuple[Any, Any]:
     return load(path)
-
-
-def check(llm: Any, reference: tuple[Any, Any], asked: Sequence[Asked]) -> list[Any]:
-    """What vLLM gives to these requests at once, each of which must equal what transformers gives."""
-    model, processor = reference
-    outputs = answers(llm, [prompt(processor, *one) for one in asked])
-    for (images, keep, question), output in zip(asked, outputs, strict=True):
-        length, tokens = expected(model, processor, images, GPrune(DEFAULT if keep is None else keep), question)
-        assert (len(output.prompt_token_ids), list(output.outputs[0].token_ids)) == (length, tokens)
-    return outputs
 
 
 def test_images_of_any_shape_each_with_its_own_budget(llm: Any, reference: tuple[Any, Any]) -> None:

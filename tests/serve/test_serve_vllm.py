@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import answers, check_runnable, contiguous, crossed, engine, expected, load, picture, prompt, pruned
+from engines import (
+    BUDGETS,
+    DEFAULT,
+    answers,
+    check_runnable,
+    contiguous,
+    crossed,
+    engine,
+    expected,
+    load,
+    picture,
+    prompt,
+    pruned,
+)
 from servable import WRITERS
 
 from gprune.scenes.model import embedded_path
 
-DEFAULT = 0.3
 SIZES = ((64, 64), (100, 40), (30, 90))
-BUDGETS = (None, 0.5, 20, 1, 1.0)
 NOW = ("llava_next", "llava", "llava_onevision", "internvl", "mistral3")
 ALONE = ("llava_onevision",)
 """Families with one image in a prompt: vLLM cuts several of them into tiles, transformers does not."""
